@@ -1,13 +1,17 @@
-//! `cargo xtask demo`: starts a receiver and a sender, asks one question, and shows where its time went.
+//! `cargo xtask demo`: starts a receiver and a sender, asks one question, and shows where its time went. With `--fleet` it starts a whole
+//! fleet and kills one process of it.
 
 mod child;
 mod client;
+mod fleet;
+mod group;
 mod options;
 mod pair;
 mod screen;
 mod sse;
 mod timeline;
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
@@ -26,18 +30,27 @@ const QUESTION: &str = "What is the capital of France, and why is it famous?";
 /// Runs the demo.
 ///
 /// # Errors
-/// A step fails, the answer is empty, or one process computed all of it.
+/// A step fails, the answer is empty, or one process computed all of it. For a fleet: see [`fleet::run`].
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let ports = options.ports()?;
-    ports.require_free()?;
+    if options.fleet { fleet::run(options) } else { run_pair(options) }
+}
+
+/// Fetches what the runtime needs, builds it unless the options name one, and returns its path.
+fn prepare(options: &Options) -> Result<PathBuf> {
     fetch::run([fetch::UCX, fetch::MODEL])?;
-    let runtime = match &options.runtime {
-        Some(path) => path.clone(),
+    match &options.runtime {
+        Some(path) => Ok(path.clone()),
         None => {
             let [runtime] = binary::build([binary::RUNTIME], &[])?;
-            runtime
+            Ok(runtime)
         }
-    };
+    }
+}
+
+fn run_pair(options: &Options) -> Result<()> {
+    let ports = options.ports()?;
+    ports.require_free()?;
+    let runtime = prepare(options)?;
     let screen = Screen::new();
     screen.print_line(&format!("starting a receiver and a sender from {}", runtime.display()));
     let start = Instant::now();
@@ -48,12 +61,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let answer = ask(&mut pair, &screen, ports)?;
     let timeline = Timeline::from_json(answer.timings.as_ref())?;
     screen.print_line(&format!("\n{timeline}\n"));
-    let verdict = judge(&answer, &timeline, pair.pids());
+    let verdict = judge(&answer, &timeline, pair.pids()?);
     if options.once || verdict.is_err() {
-        return verdict.and(pair.stop());
+        return verdict.and(pair.group.stop());
     }
-    screen.print_line(&format!("{}\n\nserving until Ctrl-C", curl_line(ports)));
-    pair.serve()
+    screen.print_line(&format!("{}\n\nserving until Ctrl-C", curl_line(ports.frontend)));
+    pair.group.serve()
 }
 
 fn body() -> Value {
@@ -75,7 +88,7 @@ fn ask(pair: &mut Pair, screen: &Screen, ports: Ports) -> Result<Answer> {
     };
     if answer.is_err() {
         // If a process has ended or Ctrl-C was pressed, that is the error to report, not the broken stream.
-        pair.explain()?;
+        pair.group.explain()?;
     }
     answer
 }
@@ -98,12 +111,11 @@ fn judge(answer: &Answer, timeline: &Timeline, (receiver, sender): (u32, u32)) -
     Ok(())
 }
 
-fn curl_line(ports: Ports) -> String {
+fn curl_line(port: u16) -> String {
     format!(
         "Send a request of your own from another terminal:\n\n  \
-         curl -N http://127.0.0.1:{}/v1/chat/completions -H 'content-type: application/json' \\\n    \
-         -d '{{\"messages\": [{{\"role\": \"user\", \"content\": \"Name three rivers.\"}}], \"max_tokens\": 64, \"stream\": true}}'",
-        ports.frontend
+         curl -N http://127.0.0.1:{port}/v1/chat/completions -H 'content-type: application/json' \\\n    \
+         -d '{{\"messages\": [{{\"role\": \"user\", \"content\": \"Name three rivers.\"}}], \"max_tokens\": 64, \"stream\": true}}'"
     )
 }
 

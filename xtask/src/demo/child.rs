@@ -1,11 +1,12 @@
-//! One launched process. Its log goes to the screen, and the process ends when the demo ends.
+//! One launched process. Its log goes to the screen or into a file, and the process ends when the demo ends.
 //!
 //! This is the only file of the crate with `unsafe`. It calls what the standard library does not offer.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
@@ -20,34 +21,59 @@ use super::screen::Screen;
 /// Pause between two looks at a process whose end is awaited.
 const POLL: Duration = Duration::from_millis(20);
 
+/// The place of a process's log.
+pub(super) enum Log<'a> {
+    Screen(&'a Screen),
+    File(PathBuf),
+}
+
 /// A running process; killed when dropped.
 pub(super) struct Child {
-    name: &'static str,
+    name: String,
+    /// The file of its log. Without a file, its log is on the screen.
+    log: Option<PathBuf>,
     process: Process,
     readers: Vec<thread::JoinHandle<()>>,
 }
 
 impl Child {
-    /// Starts the runtime in a role. The calling thread must live as long as the demo: on Linux the kernel kills the process when the thread
+    /// Starts a command. The calling thread must live as long as the demo: on Linux the kernel kills the process when the thread
     /// that started it ends. So the process ends also after `kill -9` of the demo.
-    pub(super) fn start(
-        runtime: &Path,
-        name: &'static str,
-        flags: &[String],
-        screen: &Screen,
-    ) -> Result<Self> {
-        let mut command = Command::new(runtime);
-        command.args(["--role", name]).args(flags);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    pub(super) fn start(name: &str, mut command: Command, log: Log<'_>) -> Result<Self> {
         die_with_us(&mut command);
-        let mut process = command.spawn().with_context(|| format!("cannot start {}", runtime.display()))?;
-        let out = process.stdout.take().map(|pipe| follow(pipe, name, screen));
-        let err = process.stderr.take().map(|pipe| follow(pipe, name, screen));
-        Ok(Self { name, process, readers: out.into_iter().chain(err).collect() })
+        command.stdin(Stdio::null());
+        match &log {
+            Log::Screen(_) => command.stdout(Stdio::piped()).stderr(Stdio::piped()),
+            Log::File(path) => {
+                let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+                command.stdout(file.try_clone()?).stderr(file)
+            }
+        };
+        let spawned = command.spawn();
+        let mut process =
+            spawned.with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let (log, readers) = match log {
+            Log::Screen(screen) => {
+                let out = process.stdout.take().map(|pipe| follow(pipe, name, screen));
+                let err = process.stderr.take().map(|pipe| follow(pipe, name, screen));
+                (None, out.into_iter().chain(err).collect())
+            }
+            Log::File(path) => (Some(path), Vec::new()),
+        };
+        Ok(Self { name: name.to_owned(), log, process, readers })
     }
 
-    pub(super) fn name(&self) -> &'static str {
-        self.name
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where to read about its end. Names the last line of a file.
+    pub(super) fn last_words(&self) -> String {
+        let Some(path) = &self.log else { return "see the end of its log above".into() };
+        let log = std::fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&log);
+        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("its log is empty");
+        format!("{last} ({})", path.display())
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -87,22 +113,29 @@ impl Child {
     }
 }
 
-impl Drop for Child {
-    fn drop(&mut self) {
+impl Child {
+    /// Ends the process with SIGKILL and waits for its end.
+    pub(super) fn kill(&mut self) {
         // Both calls fail only if the process has ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 /// Copies lines to the screen until the pipe closes.
-fn follow(pipe: impl Read + Send + 'static, name: &'static str, screen: &Screen) -> thread::JoinHandle<()> {
-    let screen = screen.clone();
+fn follow(pipe: impl Read + Send + 'static, name: &str, screen: &Screen) -> thread::JoinHandle<()> {
+    let (name, screen) = (name.to_owned(), screen.clone());
     thread::spawn(move || {
         let mut reader = BufReader::new(pipe);
         let mut line = Vec::new();
         while matches!(reader.read_until(b'\n', &mut line), Ok(1..)) {
-            screen.log(name, String::from_utf8_lossy(&line).trim_end());
+            screen.log(&name, String::from_utf8_lossy(&line).trim_end());
             line.clear();
         }
     })

@@ -1,10 +1,10 @@
-//! The HTTP client of the demo: `/health`, and a streamed chat.
+//! The HTTP client of the demo: `/health`, `/metrics` and other reports, and a streamed chat.
 
 use std::fmt;
 use std::io::BufReader;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use ureq::Agent;
 
@@ -44,6 +44,21 @@ impl fmt::Display for Health {
     }
 }
 
+/// The answer to a chat request has another status than 200.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) status: u16,
+    text: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// A whole answer.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Answer {
@@ -69,7 +84,41 @@ pub(super) fn health(port: u16) -> Health {
     }
 }
 
+fn get(port: u16, path: &str) -> Result<String> {
+    let url = format!("http://127.0.0.1:{port}{path}");
+    let mut response = agent(HEALTH_WITHIN).get(&url).call().with_context(|| format!("cannot get {url}"))?;
+    let text = response.body_mut().read_to_string().with_context(|| format!("cannot read {url}"))?;
+    ensure!(response.status() == 200, "{url} answers {}: {}", response.status(), text.trim());
+    Ok(text)
+}
+
+/// GETs a report in JSON.
+pub(super) fn report(port: u16, path: &str) -> Result<Value> {
+    let text = get(port, path)?;
+    serde_json::from_str(&text).with_context(|| format!("{path} of port {port} is not JSON: {text}"))
+}
+
+/// The metrics of a process.
+pub(super) struct Metrics(String);
+
+impl Metrics {
+    /// GETs `/metrics`.
+    pub(super) fn get(port: u16) -> Result<Self> {
+        get(port, "/metrics").map(Self)
+    }
+
+    /// The value of a metric without labels.
+    pub(super) fn value(&self, name: &str) -> Result<u64> {
+        let mut values = self.0.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = values.next().with_context(|| format!("there is no metric {name}"))?;
+        value.parse().with_context(|| format!("the metric {name} is {value}"))
+    }
+}
+
 /// Sends a streaming chat request and calls `piece` with every piece of text as it arrives.
+///
+/// # Errors
+/// There is no complete answer. [`Refused`] and [`sse::Broken`] tell why.
 pub(super) fn chat(port: u16, body: &Value, mut piece: impl FnMut(&str)) -> Result<Answer> {
     let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
     let mut response = agent(ANSWER_WITHIN)
@@ -78,7 +127,8 @@ pub(super) fn chat(port: u16, body: &Value, mut piece: impl FnMut(&str)) -> Resu
         .with_context(|| format!("cannot send a request to {url}"))?;
     if response.status() != 200 {
         let body = response.body_mut().read_to_string().unwrap_or_default();
-        bail!("{url} answers {}: {}", response.status(), body.trim());
+        let status = response.status().as_u16();
+        bail!(Refused { status, text: format!("{url} answers {status}: {}", body.trim()) });
     }
     let mut answer = Answer::default();
     sse::for_each(BufReader::new(response.into_body().into_reader()), |data| {
@@ -144,5 +194,15 @@ mod tests {
         ] {
             assert_eq!(Health::Answer(status, body.clone()).is_ready(), expect, "{status} {body}");
         }
+    }
+
+    #[test]
+    fn a_metric_is_found_by_its_whole_name() {
+        let text =
+            "# HELP pages_total Pages.\n# TYPE pages_total counter\npages_total 3\npages 7\npages_live x\n";
+        let metrics = Metrics(text.into());
+        assert_eq!((metrics.value("pages").unwrap(), metrics.value("pages_total").unwrap()), (7, 3));
+        assert!(metrics.value("page").unwrap_err().to_string().contains("no metric page"));
+        assert!(metrics.value("pages_live").unwrap_err().to_string().contains("is x"));
     }
 }

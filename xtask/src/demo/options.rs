@@ -1,4 +1,4 @@
-//! The command line of `demo` and the four ports.
+//! The command line of `demo` and the four ports of a pair.
 
 use std::env;
 use std::net::{Ipv4Addr, TcpListener};
@@ -9,12 +9,17 @@ use anyhow::{Result, bail};
 /// The command line of `demo`.
 #[derive(clap::Args, Debug, Default)]
 pub(crate) struct Options {
-    /// Stop after the answer
+    /// Start a fleet instead of a pair: two receivers, two senders, two nodes and a proxy. Send it requests, kill a receiver, and show what
+    /// happened. The processes find each other in an etcd if the program `etcd` is in PATH, else by lists
+    #[arg(long)]
+    pub(super) fleet: bool,
+    /// Stop after the answer, or the answers of a fleet
     #[arg(long)]
     pub(super) once: bool,
-    /// Use the ports N to N+3 instead of 55555, 8200, 8100 and 9000
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=65532))]
-    port_base: Option<u16>,
+    /// Use the ports N to N+3 instead of 55555, 8200, 8100 and 9000. A fleet uses N to N+12 instead of 55555 to 55558, 8200 to 8203, 8100,
+    /// 8101, 9000, 12379 and 12380
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=65523))]
+    pub(super) port_base: Option<u16>,
     /// Start this binary instead of building one
     #[arg(long, value_name = "PATH")]
     pub(super) runtime: Option<PathBuf>,
@@ -68,19 +73,12 @@ impl Ports {
 
     /// Fails if a port is in use. Called before the build, which takes minutes.
     pub(super) fn require_free(self) -> Result<()> {
-        for (port, what) in [
+        require_free(&[
             (self.link, "link"),
             (self.receiver_http, "receiver's HTTP"),
             (self.sender_http, "sender's HTTP"),
             (self.frontend, "frontend"),
-        ] {
-            if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-                bail!(
-                    "cannot use port {port} ({what}): {error}; stop the program that uses it, or choose other ports with --port-base N"
-                );
-            }
-        }
-        Ok(())
+        ])
     }
 
     /// The arguments that set the ports of the receiver.
@@ -96,6 +94,18 @@ impl Ports {
     pub(super) fn of_sender(self) -> Vec<String> {
         vec![format!("--set=link.port={}", self.link), format!("--set=http.port={}", self.sender_http)]
     }
+}
+
+/// Fails if one of these ports is in use.
+pub(super) fn require_free(ports: &[(u16, &str)]) -> Result<()> {
+    for (port, what) in ports {
+        if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, *port)) {
+            bail!(
+                "cannot use port {port} ({what}): {error}; stop the program that uses it, or choose other ports with --port-base N"
+            );
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -132,5 +142,25 @@ mod tests {
         let ports = Ports { frontend: port, link: 0, receiver_http: 0, sender_http: 0 };
         let error = ports.require_free().unwrap_err().to_string();
         assert!(error.contains(&format!("port {port} (frontend)")), "{error}");
+    }
+
+    #[test]
+    fn a_fleet_is_asked_for_with_a_flag() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: Options,
+        }
+        let parse = |line: &str| {
+            let words = ["demo"].into_iter().chain(line.split_whitespace());
+            <Line as clap::Parser>::try_parse_from(words).map(|line| line.options)
+        };
+        let flags =
+            |line| parse(line).map(|options| (options.fleet, options.once, options.port_base)).unwrap();
+        assert_eq!(flags(""), (false, false, None));
+        assert_eq!(flags("--once"), (false, true, None));
+        assert_eq!(flags("--fleet"), (true, false, None));
+        assert_eq!(flags("--once --fleet --port-base 65523"), (true, true, Some(65523)));
+        assert!(parse("--fleet --port-base 65524").is_err());
     }
 }

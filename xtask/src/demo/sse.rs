@@ -1,20 +1,35 @@
 //! Server-sent events, as far as an OpenAI stream uses them.
 
+use std::fmt;
 use std::io::BufRead;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+
+/// The stream broke off before its end.
+#[derive(Debug)]
+pub(super) struct Broken(String);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Broken {}
 
 /// Calls `each` with the data of every event before `[DONE]`. Ignores comments and other fields.
 ///
 /// # Errors
-/// `each` fails, the connection breaks, or the stream ends without `[DONE]`.
+/// `each` fails; or the connection breaks or the stream ends without `[DONE]`, which is [`Broken`].
 pub(super) fn for_each(mut stream: impl BufRead, mut each: impl FnMut(&str) -> Result<()>) -> Result<()> {
     let mut data = String::new();
     let mut line = String::new();
     loop {
         line.clear();
-        if stream.read_line(&mut line).context("cannot read the stream")? == 0 {
-            bail!("the stream ended without [DONE]");
+        match stream.read_line(&mut line) {
+            Ok(0) => bail!(Broken("the stream ended without [DONE]".into())),
+            Ok(_) => {}
+            Err(error) => bail!(Broken(format!("cannot read the stream: {error}"))),
         }
         let content = line.trim_end_matches(['\r', '\n']);
         if content.is_empty() {
@@ -63,7 +78,10 @@ mod tests {
                     result.unwrap();
                     assert_eq!(events, expected, "{stream:?}");
                 }
-                Err(words) => assert!(result.unwrap_err().to_string().contains(words), "{stream:?}"),
+                Err(words) => {
+                    let error = result.unwrap_err();
+                    assert!(error.is::<Broken>() && error.to_string().contains(words), "{stream:?}: {error}");
+                }
             }
         }
         check("data: {\"a\":1}\n\ndata: [DONE]\n\n", Ok(&["{\"a\":1}"]));
@@ -78,6 +96,7 @@ mod tests {
     #[test]
     fn an_error_of_the_callback_ends_the_loop() {
         let result = for_each("data: a\n\ndata: b\n\n".as_bytes(), |event| bail!("no {event}"));
-        assert_eq!(result.unwrap_err().to_string(), "no a");
+        let error = result.unwrap_err();
+        assert!(!error.is::<Broken>() && error.to_string() == "no a", "{error}");
     }
 }

@@ -36,6 +36,5 @@ fn an_answer_needs_text_and_two_processes() {
 
 #[test]
 fn the_curl_line_names_the_frontend() {
-    let ports = Ports { link: 1, receiver_http: 2, sender_http: 3, frontend: 4 };
-    assert!(curl_line(ports).contains("http://127.0.0.1:4/v1/chat/completions"));
+    assert!(curl_line(4).contains("http://127.0.0.1:4/v1/chat/completions"));
 }
