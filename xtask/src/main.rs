@@ -41,7 +41,8 @@ enum Task {
     /// Fetch, build, start a receiver and a sender, ask one question, show the answer and where its time went, and serve until
     /// Ctrl-C
     ///
-    /// Environment variables such as BATON_ENGINE__THREADS=2 apply to both processes.
+    /// With --fleet: two receivers, two senders, two nodes and a proxy, two bursts of requests, and a receiver that is killed. Environment variables
+    /// such as BATON_ENGINE__THREADS=2 apply to all processes.
     Demo(demo::Options),
     /// Fetch nvcc 13.0 and FlashInfer's headers from PyPI (about 160 MB, 320 MB unpacked) and build the runtime with its
     /// CUDA backend
