@@ -57,7 +57,8 @@ impl Events {
         let started: Vec<_> =
             (0..plan.first).map(|host| Node::spawn(&network, host, &url)).collect::<Result<_>>()?;
         let nodes = started.into_iter().enumerate();
-        let nodes: Vec<_> = nodes.map(|(host, process)| Node::new(process, host).map(Some)).collect::<Result<_>>()?;
+        let nodes: Vec<_> =
+            nodes.map(|(host, process)| Node::new(process, host).map(Some)).collect::<Result<_>>()?;
         let proxies = vec![Proxy::start(&url)?, Proxy::start(&url)?];
         proxies.iter().try_for_each(|proxy| proxy.wait_nodes(plan.first))?;
         let began = Instant::now();
@@ -111,12 +112,21 @@ impl Events {
         let began = Instant::now();
         let node = Node::new(Node::spawn(&self.network, host, &self.url)?, host)?;
         let healthy = Instant::now();
-        self.table.note(&format!("host {} starts", host + 1), "time until it is healthy", seconds(began.elapsed()));
+        self.table.note(
+            &format!("host {} starts", host + 1),
+            "time until it is healthy",
+            seconds(began.elapsed()),
+        );
         self.watch.add(&node.http());
         self.nodes[host] = Some(node);
         let name = format!("host {} starts", host + 1);
         let used = self.until_used(host, began);
-        self.table.check_time(&name, "time from healthy until it has answered a request", used.map(|used| (began + used).saturating_duration_since(healthy)), USED);
+        self.table.check_time(
+            &name,
+            "time from healthy until it has answered a request",
+            used.map(|used| (began + used).saturating_duration_since(healthy)),
+            USED,
+        );
         Ok(began.elapsed())
     }
 
@@ -193,9 +203,17 @@ impl Events {
         self.etcd.restart_empty()?;
         let members = self.nodes.iter().flatten().count();
         self.etcd.until_keys(&format!("baton/v1/{CLUSTER}/"), members)?;
-        self.table.note("etcd stopped", "right answers/s before and during", format!("{before:.1}, {during:.1}"));
+        self.table.note(
+            "etcd stopped",
+            "right answers/s before and during",
+            format!("{before:.1}, {during:.1}"),
+        );
         let registered = back.elapsed();
-        self.table.note("etcd empty", "time from its start until all nodes are registered", seconds(registered));
+        self.table.note(
+            "etcd empty",
+            "time from its start until all nodes are registered",
+            seconds(registered),
+        );
         self.check_failures("etcd stopped", began);
         Ok(())
     }
@@ -213,7 +231,8 @@ impl Events {
     /// Right answers that ended between two times, per second.
     fn right_per_second(&self, since: Instant, end: Instant) -> f64 {
         let asked = self.load.asked();
-        let right = asked.iter().filter(|asked| asked.is_right() && asked.ended > since && asked.ended <= end);
+        let right =
+            asked.iter().filter(|asked| asked.is_right() && asked.ended > since && asked.ended <= end);
         right.count() as f64 / (end - since).as_secs_f64()
     }
 
@@ -287,7 +306,13 @@ impl Events {
         table.check("end", "answers 200 with wrong ids", wrong, "0", wrong == 0);
         table.note("end", "right answers whose prompt another node prefilled", handed_over);
         let value = format!("{:.2} %", share * 100.0);
-        table.check("end", "right answers among the requests outside the victims", value, ">= 95 %", share >= RIGHT);
+        table.check(
+            "end",
+            "right answers among the requests outside the victims",
+            value,
+            ">= 95 %",
+            share >= RIGHT,
+        );
         let times: Vec<f64> = asked.iter().map(|asked| asked.time().as_secs_f64()).collect();
         if !times.is_empty() {
             let [half, most, all] = [0.5, 0.99, 1.0].map(|part| quantile(times.clone(), part));
@@ -304,9 +329,13 @@ impl Events {
         let write = |name: &str, log: &str| std::fs::write(folder.join(format!("{name}.log")), log);
         self.old_logs.iter().try_for_each(|(name, log)| write(name, log))?;
         let nodes = self.nodes.iter().flatten();
-        nodes.into_iter().try_for_each(|node| write(&format!("node-{}", node.host + 1), &node.process.log()))?;
+        nodes
+            .into_iter()
+            .try_for_each(|node| write(&format!("node-{}", node.host + 1), &node.process.log()))?;
         let proxies = self.proxies.iter().enumerate();
-        proxies.into_iter().try_for_each(|(n, proxy)| write(&format!("proxy-{}", n + 1), &proxy.process.log()))?;
+        proxies
+            .into_iter()
+            .try_for_each(|(n, proxy)| write(&format!("proxy-{}", n + 1), &proxy.process.log()))?;
         Ok(())
     }
 }

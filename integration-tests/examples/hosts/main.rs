@@ -15,10 +15,10 @@
 //! in there and removes the network.
 #![forbid(unsafe_code)]
 
-mod events;
 #[path = "../../tests/membership/etcd.rs"]
 #[expect(dead_code, reason = "the tests of the membership use the rest")]
 mod etcd;
+mod events;
 mod fleet;
 mod load;
 mod network;
@@ -75,7 +75,17 @@ impl Plan {
         };
         if arguments.iter().any(|argument| argument == "--quick") {
             let (pause, cut, outage) = (seconds(8), seconds(8), seconds(10));
-            plan = Self { first: 3, joining: 1, requests: 200, rate: 2.0, prompts: 16, pause, cut, outage, ..plan };
+            plan = Self {
+                first: 3,
+                joining: 1,
+                requests: 200,
+                rate: 2.0,
+                prompts: 16,
+                pause,
+                cut,
+                outage,
+                ..plan
+            };
         }
         let mut arguments = arguments.iter();
         while let Some(name) = arguments.next() {

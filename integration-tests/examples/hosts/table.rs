@@ -23,7 +23,14 @@ impl Table {
     }
 
     /// Adds a value with a bound.
-    pub(crate) fn check(&mut self, event: &str, what: &str, value: impl fmt::Display, bound: &str, holds: bool) {
+    pub(crate) fn check(
+        &mut self,
+        event: &str,
+        what: &str,
+        value: impl fmt::Display,
+        bound: &str,
+        holds: bool,
+    ) {
         self.push(event, what, value.to_string(), Some((bound.to_owned(), holds)));
     }
 
