@@ -4,6 +4,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use integration_tests::client::get;
+use integration_tests::deadline::STATE_WITHIN;
+use integration_tests::process::until;
 use integration_tests::statistics::quantile;
 
 use crate::Plan;
@@ -30,6 +33,22 @@ const LEAVES: usize = 0;
 const KILLED: usize = 1;
 const CUT: usize = 2;
 
+/// A node that stopped to answer.
+struct Death {
+    event: &'static str,
+    host: usize,
+    at: Instant,
+    /// End of the time in which its effects are counted.
+    end: Instant,
+}
+
+impl Death {
+    /// Whether a request may have been at the node when it stopped to answer.
+    fn concerns(&self, asked: &Asked) -> bool {
+        asked.began < self.at + UNKNOWN_AFTER && asked.ended > self.at
+    }
+}
+
 /// The fleet, its load, and the results so far.
 pub(crate) struct Events {
     plan: Plan,
@@ -42,8 +61,7 @@ pub(crate) struct Events {
     etcd: Etcd,
     /// The etcd's URL for the hosts.
     url: String,
-    /// When a node stopped to answer.
-    deaths: Vec<Instant>,
+    deaths: Vec<Death>,
     /// Logs of processes that have ended.
     old_logs: Vec<(String, String)>,
 }
@@ -142,6 +160,12 @@ impl Events {
         }
     }
 
+    /// Waits until a request runs on a node.
+    fn until_busy(&self, host: usize) -> Result<()> {
+        let running = || Ok(get(&http(host), "/node")?.1["running"].as_u64().unwrap_or(0) > 0);
+        until("a request runs on the node", STATE_WITHIN, running)
+    }
+
     fn join(&mut self) -> Result<()> {
         let began = Instant::now();
         for host in self.plan.first..self.plan.first + self.plan.joining {
@@ -166,24 +190,24 @@ impl Events {
     }
 
     fn kill(&mut self) -> Result<()> {
+        self.until_busy(KILLED)?;
         let began = Instant::now();
         let node = self.nodes[KILLED].take().context("the node runs")?;
         node.signal("-KILL")?;
-        self.deaths.push(began);
         sleep(2 * ACCOUNTED);
         self.old_logs.push(("node-2-killed".to_owned(), node.process.log()));
-        self.check_death("kill -9", KILLED, began);
+        self.deaths.push(Death { event: "kill -9", host: KILLED, at: began, end: Instant::now() });
         Ok(())
     }
 
     fn cut(&mut self) -> Result<()> {
+        self.until_busy(CUT)?;
         let began = Instant::now();
         self.network.cut(CUT)?;
-        self.deaths.push(began);
         sleep(self.plan.cut);
-        self.check_death("cut off", CUT, began);
         let healed = Instant::now();
         self.network.heal(CUT)?;
+        self.deaths.push(Death { event: "cut off", host: CUT, at: began, end: healed });
         let used = self.until_used(CUT, healed);
         self.table.check_time("healed", "time until it has answered a request", used, USED);
         let peers = 2 * (self.nodes.iter().flatten().count() as u64 - 1);
@@ -238,38 +262,31 @@ impl Events {
 
     /// Whether a request may have been at a node when it stopped to answer.
     fn is_of_victim(&self, asked: &Asked) -> bool {
-        let is_of = |death: &Instant| asked.began < *death + UNKNOWN_AFTER && asked.ended > *death;
-        self.deaths.iter().any(is_of)
+        self.deaths.iter().any(|death| death.concerns(asked))
     }
 
     /// Reports the requests that have failed since then.
     fn check_failures(&mut self, event: &str, since: Instant) {
         let asked = self.load.asked();
         let failed = asked.iter().filter(|asked| asked.ended > since && !asked.is_right());
-        let (victims, elsewhere): (Vec<_>, Vec<_>) = failed.partition(|asked| self.is_of_victim(asked));
-        for asked in victims.iter().chain(&elsewhere).take(20) {
-            eprintln!("{event}: {:.2} s after it: {:?}", (asked.ended - since).as_secs_f64(), asked.end);
-        }
-        let counts = format!("{}, {}", victims.len(), elsewhere.len());
-        self.table.note(event, "requests failed: at the victim, elsewhere", counts);
+        let elsewhere = failed.filter(|asked| !self.is_of_victim(asked)).count();
+        self.table.note(event, "requests failed that were not at a victim", elsewhere);
     }
 
     /// Reports what a death has cost.
-    fn check_death(&mut self, event: &str, host: usize, died: Instant) {
-        self.check_failures(event, died);
-        let (asked, now) = (self.load.asked(), Instant::now());
-        let in_flight = |asked: &&Asked| asked.began < died && asked.ended > died;
-        let count = asked.iter().filter(in_flight).count();
-        self.table.note(event, "requests in flight, in the whole fleet", count);
-        let failed = asked.iter().filter(|asked| !asked.is_right() && self.is_of_victim(asked));
-        let failed = failed.filter(|asked| asked.ended > died).map(|asked| asked.ended - died).max();
-        let moved = self.watch.last_rise(&[Metric::Retries, Metric::Recomputes], died, now);
-        let accounted = failed.into_iter().chain(moved).max().unwrap_or_default();
-        let what = "time until the last request of the dead failed or moved";
-        self.table.check_time(event, what, Some(accounted), ACCOUNTED);
-        let last = asked.iter().filter(in_flight).map(|asked| asked.ended - died).max().unwrap_or_default();
-        self.table.note(event, "time until the last request in flight was answered", seconds(last));
-        let (pages, longest) = self.watch.quarantine(&http(host), died, now);
+    fn check_death(&mut self, death: &Death, asked: &[Asked]) {
+        let (event, died) = (death.event, death.at);
+        let concerned: Vec<_> = asked.iter().filter(|asked| death.concerns(asked)).collect();
+        let failed = concerned.iter().filter(|asked| !asked.is_right()).count();
+        let counts = format!("{}, {failed}", concerned.len());
+        self.table.note(event, "requests that may have been at the victim: all, failed", counts);
+        let last = concerned.iter().map(|asked| asked.ended - died).max();
+        let what = "time until the last of them was answered";
+        self.table.check_time(event, what, Some(last.unwrap_or_default()), ACCOUNTED);
+        let moved = self.watch.last_rise(&[Metric::Retries, Metric::Recomputes], died, death.end);
+        let what = "time until the last request was sent to another node";
+        self.table.check_time(event, what, Some(moved.unwrap_or_default()), ACCOUNTED);
+        let (pages, longest) = self.watch.quarantine(&http(death.host), died, death.end);
         self.table.note(event, "most pages in quarantine at a survivor", pages);
         self.table.check_time(event, "longest quarantine at a survivor", Some(longest), RETURNED);
     }
@@ -294,11 +311,19 @@ impl Events {
         self.load.stop();
         self.watch.stop();
         let asked = self.load.asked();
+        for death in std::mem::take(&mut self.deaths) {
+            self.check_death(&death, &asked);
+            self.deaths.push(death);
+        }
+        self.print_failures(&asked);
         let count = |is: &dyn Fn(&Asked) -> bool| asked.iter().filter(|asked| is(asked)).count();
         let right = count(&Asked::is_right);
         let wrong = count(&|asked| matches!(asked.end, End::Wrong(_)));
         let handed_over = count(&|asked| asked.end == End::Right { handed_over: true });
         let outside = count(&|asked| asked.is_right() || !self.is_of_victim(asked));
+        for (address, finished) in self.watch.finished() {
+            self.table.note("end", &format!("requests finished by {address}"), finished);
+        }
         let share = right as f64 / outside.max(1) as f64;
         let enough = asked.len() >= self.plan.requests;
         let table = &mut self.table;
@@ -320,6 +345,17 @@ impl Events {
             table.note("end", "seconds per request: median, 99 %, worst", value);
         }
         self.table
+    }
+
+    /// Prints the requests that have failed.
+    fn print_failures(&self, asked: &[Asked]) {
+        for asked in asked.iter().filter(|asked| !asked.is_right()) {
+            let (at, time) = (self.load.since_start(asked.began), asked.time());
+            println!("failed: began at {}, took {}: {:?}", seconds(at), seconds(time), asked.end);
+        }
+        for death in &self.deaths {
+            println!("{} at {}", death.event, seconds(self.load.since_start(death.at)));
+        }
     }
 
     /// Writes the logs of all processes.

@@ -104,6 +104,11 @@ impl Load {
         self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The time from the start of the load.
+    pub(crate) fn since_start(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.shared.began)
+    }
+
     /// Waits until at least this number of requests have been asked and all are answered.
     pub(crate) fn finish(&mut self, least: usize) {
         self.shared.most.store(least, Ordering::Relaxed);

@@ -100,6 +100,18 @@ impl Watch {
         Some(after.find(|sample| sample.get(Metric::Finished) > first)?.at - since)
     }
 
+    /// The requests that each node has finished, over all processes that had its address.
+    pub(crate) fn finished(&self) -> Vec<(String, u64)> {
+        let all = self.0.lock();
+        let nodes = all.iter().map(|(address, samples)| {
+            let pairs = samples.windows(2);
+            let rises =
+                pairs.map(|pair| pair[1].get(Metric::Finished).saturating_sub(pair[0].get(Metric::Finished)));
+            (address.clone(), rises.sum())
+        });
+        nodes.filter(|(_, finished)| *finished > 0).collect()
+    }
+
     /// The most pages in quarantine between two times at any node except one, and the longest time for which a node had some.
     pub(crate) fn quarantine(&self, except: &str, since: Instant, end: Instant) -> (u64, Duration) {
         let (mut most, mut longest) = (0, Duration::ZERO);
