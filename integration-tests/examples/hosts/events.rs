@@ -4,12 +4,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::client::get;
+use integration_tests::client::{get, metrics};
 use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::process::until;
 use integration_tests::statistics::quantile;
 
 use crate::Plan;
+use crate::cpu::Cpu;
 use crate::etcd::Etcd;
 use crate::fleet::{CLUSTER, Node, Proxy, http};
 use crate::load::{Asked, End, Load, questions};
@@ -62,6 +63,8 @@ pub(crate) struct Events {
     /// The etcd's URL for the hosts.
     url: String,
     deaths: Vec<Death>,
+    /// When the load began.
+    cpu: Cpu,
     /// Logs of processes that have ended.
     old_logs: Vec<(String, String)>,
 }
@@ -93,8 +96,8 @@ impl Events {
         table.note("start", "requests/s that clients send", format!("{:.1}", plan.rate));
         let frontends = proxies.iter().map(|proxy| proxy.frontend.clone()).collect();
         let load = Load::start(questions, frontends, plan.rate);
-        let (deaths, old_logs) = (Vec::new(), Vec::new());
-        Ok(Some(Self { plan, table, network, watch, load, proxies, nodes, etcd, url, deaths, old_logs }))
+        let (deaths, old_logs, cpu) = (Vec::new(), Vec::new(), Cpu::now()?);
+        Ok(Some(Self { plan, table, network, watch, load, proxies, nodes, etcd, url, deaths, cpu, old_logs }))
     }
 
     /// Runs all events.
@@ -112,8 +115,16 @@ impl Events {
         self.pause();
         self.come_back().context("comes back")?;
         self.pause();
+        self.stall().context("a proxy stops")?;
+        self.pause();
         self.load.finish(self.plan.requests);
         self.check_survivors();
+        let (own, others) = Cpu::now()?.since(&self.cpu);
+        self.table.note(
+            "end",
+            "cores used: by the fleet, by other programs",
+            format!("{own:.2}, {others:.2}"),
+        );
         Ok(())
     }
 
@@ -249,6 +260,27 @@ impl Events {
         wait_peers(node, 2 * (members - 1))?;
         self.table.note("comes back", "time until it has all sessions", seconds(began.elapsed()));
         self.check_failures("comes back", began);
+        Ok(())
+    }
+
+    /// A proxy is stopped for longer than the silence after which it takes nodes for lost, as on a machine that pauses. The nodes live.
+    fn stall(&mut self) -> Result<()> {
+        const PROXY: usize = 0;
+        let proxy = &self.proxies[PROXY];
+        let busy = || Ok(metrics(&proxy.frontend)?.get("baton_proxy_requests_live")? > 0);
+        until("a request runs on the proxy", STATE_WITHIN, busy)?;
+        let began = Instant::now();
+        proxy.process.signal("-STOP")?;
+        sleep(actors::fleet::LOST_AFTER + Duration::from_secs(1));
+        proxy.process.signal("-CONT")?;
+        let back = Instant::now();
+        sleep(ACCOUNTED);
+        let asked = self.load.asked();
+        let at =
+            asked.iter().filter(|asked| asked.proxy == PROXY && asked.began < back && asked.ended > began);
+        let (right, failed): (Vec<_>, Vec<_>) = at.partition(|asked| asked.is_right());
+        let counts = format!("{}, {}", right.len(), failed.len());
+        self.table.note("a proxy stops 4 s", "requests at this proxy: right, failed", counts);
         Ok(())
     }
 

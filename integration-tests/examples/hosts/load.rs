@@ -45,6 +45,8 @@ pub(crate) enum End {
 /// One request.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
+    /// The number of the proxy.
+    pub(crate) proxy: usize,
     pub(crate) began: Instant,
     pub(crate) ended: Instant,
     pub(crate) end: End,
@@ -139,7 +141,7 @@ impl Shared {
             }
             let began = Instant::now();
             let end = self.answer(number);
-            let asked = Asked { began, ended: Instant::now(), end };
+            let asked = Asked { proxy: number % self.proxies.len(), began, ended: Instant::now(), end };
             self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
         }
     }

@@ -15,6 +15,7 @@
 //! in there and removes the network.
 #![forbid(unsafe_code)]
 
+mod cpu;
 #[path = "../../tests/membership/etcd.rs"]
 #[expect(dead_code, reason = "the tests of the membership use the rest")]
 mod etcd;
