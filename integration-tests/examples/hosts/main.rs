@@ -67,7 +67,7 @@ impl Plan {
             first: 6,
             joining: 2,
             requests: 2000,
-            rate: 4.0,
+            rate: 5.0,
             prompts: 64,
             pause: seconds(30),
             cut: seconds(15),
