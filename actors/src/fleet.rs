@@ -4,8 +4,9 @@
 //! answers, and asks it to place each request. The state has one [`Routing`] for each model of the fleet.
 //!
 //! **Age of a report.** A node whose last report is older than [`UNKNOWN_AFTER`] gets no new requests. After [`LOST_AFTER`] the proxy cuts all
-//! connections to it. A node that reports again is used at once, unless its connections
-//! broke. What the router knows of its prefixes stays, unless the process is another one.
+//! connections to it. A node that reports again is used at once, unless its connections broke. What the router knows of its prefixes stays, unless
+//! the process is another one. If the proxy itself has not run for a while, as on a machine that pauses, this time does not count: the nodes'
+//! answers are not read yet.
 //!
 //! **Own placements.** A placed prompt counts at its prefiller until its first byte arrives, or until a report that was asked for at least 50 ms
 //! after the placement.
@@ -113,6 +114,8 @@ pub struct FleetState {
     next_ticket: u64,
     /// Requests that have a place in the retry budget.
     retrying: usize,
+    /// The last tick.
+    ticked: Option<Instant>,
 }
 
 impl FleetState {
@@ -129,6 +132,7 @@ impl FleetState {
             requests: HashMap::new(),
             next_ticket: 0,
             retrying: 0,
+            ticked: None,
         }
     }
 
@@ -259,8 +263,13 @@ impl FleetState {
         Ok(())
     }
 
-    /// Time has passed. Returns the nodes whose connections are to be cut.
+    /// Time has passed: normally 100 ms. Returns the nodes whose connections are to be cut.
     pub fn on_tick(&mut self, now: Instant) -> Vec<NodeId> {
+        let pause = self.ticked.replace(now).map(|before| now.saturating_duration_since(before));
+        if let Some(pause) = pause.filter(|pause| *pause >= UNKNOWN_AFTER) {
+            let reports = self.nodes.values_mut().filter_map(|node| node.last.as_mut());
+            reports.for_each(|(_, at)| *at = now.min(*at + pause));
+        }
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let mut cut = Vec::new();
         for id in ids {

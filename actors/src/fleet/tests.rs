@@ -74,7 +74,13 @@ impl Fleet {
         (ticket.prefill_on, ticket.decode_on)
     }
 
+    /// Time passes, with a tick every 100 ms.
     fn pass(&mut self, millis: u64) -> Vec<NodeId> {
+        let ticks = (0..millis).step_by(100).map(|passed| (millis - passed).min(100));
+        ticks.flat_map(|millis| self.tick_after(millis)).collect()
+    }
+
+    fn tick_after(&mut self, millis: u64) -> Vec<NodeId> {
         self.now += Duration::from_millis(millis);
         self.state.on_tick(self.now)
     }
@@ -153,6 +159,21 @@ fn requests_go_only_to_nodes_that_report() {
     let refused = fleet.state.place(fleet.now, &ask(&prompt(1, 10)));
     assert_eq!(refused, Err(FleetRefusal::NoNode));
     assert_eq!(fleet.state.live(), 0);
+}
+
+#[test]
+fn a_pause_of_the_proxy_costs_no_node() {
+    let (mut fleet, nodes) = Fleet::new();
+    fleet.pass(100);
+    assert_eq!(fleet.tick_after(4000), [], "the nodes' answers are not read yet");
+    assert_eq!(fleet.state.ready(fleet.now), 3);
+    fleet.run(&prompt(1, 100));
+    // Nodes that are silent afterwards are lost.
+    fleet.pass(800);
+    assert_eq!(fleet.state.ready(fleet.now), 3);
+    fleet.pass(200);
+    assert_eq!(fleet.state.ready(fleet.now), 0);
+    assert_eq!(fleet.pass(2000), nodes);
 }
 
 #[test]
