@@ -294,7 +294,11 @@ impl<M: Copy + Ord> Routing<M> {
         let speed = |estimate: &Estimate| self.members[&estimate.key].expected_speed(now, 1.0);
         let fastest = candidates.iter().map(speed).min_by(f64::total_cmp).unwrap_or(1.0).max(1e-3);
         // Tokens are counted in the time of the fastest candidate: one that is half as fast, because it decodes too, pays twice for each.
-        let ratio = |estimate: &Estimate| (speed(estimate) / fastest).max(1.0);
+        // Small differences do not count, so that members that are about as fast take turns.
+        let ratio = |estimate: &Estimate| {
+            let ratio = speed(estimate) / fastest;
+            if ratio > NEAR_SPEED { ratio } else { 1.0 }
+        };
         let recent = |estimate: &Estimate| self.members[&estimate.key].recent(now) * ratio(estimate);
         let least = candidates.iter().map(recent).min_by(f64::total_cmp).unwrap_or(0.0);
         let length = ask.prompt.len() as f64;

@@ -230,13 +230,13 @@ impl<M> Member<M> {
 
     /// True if a step that decodes one more row is expected to take at most [`STRETCH`] times as long as a step of `even` rows, and if this member is
     /// not much slower than the fastest one, whose shortest steps take `least` microseconds. Beyond twice the known rows and
-    /// [`UNMEASURED_ROWS`], nothing is expected. A member in which requests wait for admission has no free row.
+    /// [`UNMEASURED_ROWS`], nothing is expected; nor beyond the first row if nothing is measured. A member in which requests wait for admission has no free row.
     pub(super) fn has_free_row(&self, even: f64, least: f64) -> bool {
         let rows = self.rows() + 1.0;
         if self.queued > 0 {
             return false;
         }
-        let Some(steps) = self.decode_steps else { return rows <= UNMEASURED_ROWS };
+        let Some(steps) = self.decode_steps else { return rows <= 1.0 };
         let own_least = f64::from(steps.least_micros.min(steps.micros));
         // The first row takes the shortest step, and further ones lengthen it evenly.
         let per_row = (f64::from(steps.micros) - own_least) / f64::from(steps.rows.saturating_sub(1).max(1));

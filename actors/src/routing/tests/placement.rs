@@ -182,7 +182,7 @@ fn a_member_gets_more_to_decode_while_its_steps_stay_short() {
     let (mut routing, now) = (Routing::new(PAGE, RoutingConfig::default()), Instant::now());
     for id in 0..4 {
         routing.joined(id, node(u64::from(id), 10_000));
-        routing.reported(now, id, &load(0));
+        routing.reported(now, id, &decodes(0, 1, 4_000));
     }
     let mut number = 0;
     let mut place = |routing: &mut Routing<u32>| {
@@ -190,9 +190,9 @@ fn a_member_gets_more_to_decode_while_its_steps_stay_short() {
         routing.place(now, &Ask { decode_on: None, max_tokens: 2600, ..ask(&prompt(number, 600)) }).unwrap()
     };
     let first = place(&mut routing).decode_on;
-    // As many as can be judged without measurements go there; then they are spread.
-    let next: Vec<u32> = (0..7).map(|_| place(&mut routing).decode_on).collect();
-    assert_eq!(next, [first; 7]);
+    // As many as can be judged from a measurement of one row go there; then they are spread.
+    let joined = (0..30).take_while(|_| place(&mut routing).decode_on == first).count();
+    assert!((9..=12).contains(&joined), "{joined}");
     let second = place(&mut routing);
     assert_ne!(second.decode_on, first);
     routing.decoded(second.decode_on, second.decode);
