@@ -291,8 +291,10 @@ impl<M: Copy + Ord> Routing<M> {
         if candidates.iter().all(|estimate| estimate.ttft > target) {
             return lowest(candidates, |estimate| estimate.ttft);
         }
-        let speed = |estimate: &Estimate| self.members[&estimate.key].expected_speed(now, 1.0);
-        let fastest = candidates.iter().map(speed).min_by(f64::total_cmp).unwrap_or(1.0).max(1e-3);
+        // Only the members' own measurements count: ours contain waits and fixed costs of short prompts.
+        let reported = |estimate: &Estimate| self.members[&estimate.key].valid_report(now);
+        let fastest = candidates.iter().filter_map(reported).min_by(f64::total_cmp).unwrap_or(1.0).max(1e-3);
+        let speed = |estimate: &Estimate| reported(estimate).unwrap_or(fastest);
         // Tokens are counted in the time of the fastest candidate: one that is half as fast, because it decodes too, pays twice for each.
         // Small differences do not count, so that members that are about as fast take turns.
         let ratio = |estimate: &Estimate| {

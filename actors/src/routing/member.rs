@@ -173,11 +173,15 @@ impl<M> Member<M> {
         self.reported_speed.map(|(speed, _)| speed).or(self.speed.0)
     }
 
+    /// The member's own measurement, if it is not old: microseconds per computed token.
+    pub(super) fn valid_report(&self, now: Instant) -> Option<f64> {
+        let is_valid = |at: Instant| now.saturating_duration_since(at) <= SPEED_VALID;
+        self.reported_speed.filter(|(_, at)| is_valid(*at)).map(|(speed, _)| speed)
+    }
+
     /// The speed to expect if the fastest member has the speed `fastest`.
     pub(super) fn expected_speed(&self, now: Instant, fastest: f64) -> f64 {
-        let is_valid = |at: Instant| now.saturating_duration_since(at) <= SPEED_VALID;
-        let reported = self.reported_speed.filter(|(_, at)| is_valid(*at)).map(|(speed, _)| speed);
-        reported.or(self.speed.0.filter(|_| !self.is_speed_old(now))).unwrap_or(fastest)
+        self.valid_report(now).or(self.speed.0.filter(|_| !self.is_speed_old(now))).unwrap_or(fastest)
     }
 
     fn is_speed_old(&self, now: Instant) -> bool {
