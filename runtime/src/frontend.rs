@@ -85,6 +85,7 @@ pub use admin::{DrainControl, LeftWork};
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Conversation};
 pub use field_table::parameters_page;
+pub(crate) use fleet::with_causes;
 pub use fleet::{FleetProxy, FleetSettings, poll, set_nodes};
 pub use limits::Limits;
 pub use memory::InputMemory;

@@ -262,7 +262,7 @@ async fn a_listener_of_another_version_is_left_with_the_reason() {
     }
 }
 
-/// A build of the next version and one of the version before it work together, whoever dials.
+/// A build of the next version and one of the version before it work together, in both directions of dialling.
 #[tokio::test]
 async fn two_builds_use_the_highest_version_of_both() {
     let check = async |sender: Versions, receiver: Versions, expect: u32| {

@@ -36,6 +36,7 @@ use super::served_model::ServedModel;
 use super::{get, listen, post};
 use crate::drain::{Drain, DrainStage};
 
+pub(crate) use client::with_causes;
 pub use poll::{poll, set_nodes};
 
 /// One node of the fleet.

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::frontend::with_causes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt, Full, Limited};
@@ -213,17 +214,6 @@ fn is_about_token(reason: &str) -> bool {
 async fn read(response: Response<Incoming>) -> Result<Bytes, CallError> {
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     Ok(body.map_err(|error| CallError::Other(with_causes(&*error)))?.to_bytes())
-}
-
-/// The error and its causes: hyper's own text is only "client error (Connect)".
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// The head of an answer.

@@ -145,7 +145,7 @@ fn the_decoder_has_the_conversation_and_room_for_it() {
     for id in 0..4 {
         routing.joined(id, node(u64::from(id), 100));
         routing.reported(now, id, &load(0));
-        // Nobody is joined, because the steps are long.
+        // No member gets more rows, because the steps are long.
         routing.reported(now, id, &decodes(0, 1, 9_000));
     }
     routing.joined(9, prefiller(9));
@@ -241,7 +241,7 @@ fn the_member_with_the_shortest_queue_decodes_if_all_are_busy() {
     for (id, waiting_tokens) in [(0, 900), (1, 300), (2, 600)] {
         routing.reported(now, id, &LoadReport { waiting_tokens, ..decodes(1, 1, 9_000) });
     }
-    // Steps of one row take 9 ms instead of 4, so nobody is joined.
+    // Steps of one row take 9 ms instead of 4, so no member gets more rows.
     for number in 1..6 {
         let placed = routing.place(now, &Ask { decode_on: None, ..ask(&prompt(number, 320)) }).unwrap();
         assert_eq!(placed.decode_on, placed.prefill_on, "no hand-over is needed");

@@ -87,7 +87,7 @@ impl NodeClient {
         if !is_used(&extras) || sent.elapsed() > RESEND_WITHIN {
             return Err(SendError::Broke(with_causes(&error)));
         }
-        // The node may have got the request, whatever happens now.
+        // The node may have got the request, even if this attempt fails.
         let again = self.fresh.request(to.request()?).await;
         again.map_err(|error| SendError::Broke(with_causes(&error)))
     }
@@ -144,7 +144,7 @@ pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
 }
 
 /// The error and its causes: hyper's own text is only "client error (Connect)".
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -8,8 +8,9 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::frontend::with_causes;
 use crate::membership::gateway::{
-    ANSWER_BYTES_MAX, CallError, Gateway, Header, KeyValue, base64, failure, message, number, with_causes,
+    ANSWER_BYTES_MAX, CallError, Gateway, Header, KeyValue, base64, failure, message, number,
 };
 use crate::membership::json;
 
