@@ -81,6 +81,19 @@ fn a_process_ends_although_its_device_hangs() -> Result<()> {
 }
 
 #[test]
+fn a_device_that_fails_during_a_drain_ends_the_process_with_the_reason() -> Result<()> {
+    // The delay of the drain lasts until the device fails.
+    let arguments = ["--role", "local", "--set", "frontend.port=0", "--set", "shutdown.delay=1h"];
+    let mut local = start(&arguments)?;
+    let address = local.address("frontend.port")?;
+    assert_eq!(complete(&address, &json!([1, 2, 3]), 4)?.ids.len(), 4);
+    local.signal("-TERM")?;
+    local.until("it drains", || Ok(get(&address, "/health")?.1["status"] == "draining"))?;
+    assert_eq!(ask(&address, &FAILS, 4)?.0, 500);
+    ends_with_the_reason(&mut local)
+}
+
+#[test]
 fn a_panic_on_the_engine_thread_ends_the_process() -> Result<()> {
     const ABORTED: i32 = 6;
     let mut local = start(&["--role", "local", "--set", "frontend.port=0"])?;

@@ -266,19 +266,18 @@ async fn serve(
         std::process::exit(1);
     });
     shared.drain.reached(DrainStage::Refusing).await;
+    let faults = node.faults.clone();
     servers.stop(node.shut_down(limit)).await;
     if let Some(left) = left {
         let _ = left.await;
     }
     report(&shared.observed);
-    match end {
-        None => {
-            tracing::info!("ended");
-            Ok(())
-        }
-        // The caller prints it as the last line.
-        Some(fault) => Err(anyhow::anyhow!(fault)),
+    // A fault during the drain counts too, although the memory was released. The caller prints it as the last line.
+    if let Some(fault) = faults.fault() {
+        anyhow::bail!(fault.to_owned());
     }
+    tracing::info!("ended");
+    Ok(())
 }
 
 /// Starts the actors. Takes the listening socket of the link out of `ports`. A request has at most `context_tokens` tokens.
