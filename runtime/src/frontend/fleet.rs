@@ -35,6 +35,7 @@ use super::response::json;
 use super::served_model::ServedModel;
 use super::{get, listen, post};
 use crate::drain::{Drain, DrainStage};
+use crate::membership::MembershipMetrics;
 
 pub(crate) use client::with_causes;
 pub use poll::{poll, set_nodes};
@@ -87,6 +88,7 @@ pub struct FleetProxy {
     /// The connections for reports. Requests cannot use them up.
     polls: client::NodeClient,
     counts: FleetCounts,
+    membership: Arc<MembershipMetrics>,
     /// The drain of the process.
     drain: Drain,
 }
@@ -116,6 +118,8 @@ pub struct FleetSettings {
     pub api_key: Option<String>,
     /// The drain of the process. The proxy reports it, and goes on with forwarding.
     pub drain: Drain,
+    /// What the process knows of its fleet's membership.
+    pub membership: Arc<MembershipMetrics>,
     /// `routing.index_bytes`.
     pub index_bytes: u64,
     /// `routing.ttft_target`.
@@ -133,6 +137,7 @@ impl FleetProxy {
             deadline,
             api_key,
             drain,
+            membership,
             index_bytes,
             ttft_target,
         } = settings;
@@ -150,6 +155,7 @@ impl FleetProxy {
             client: client::NodeClient::new(),
             polls: client::NodeClient::new(),
             counts: FleetCounts::default(),
+            membership,
             drain,
         }
     }
@@ -328,6 +334,7 @@ async fn metrics(proxy: Shared) -> HttpResponse {
         "Answers whose node was lost after they began.",
         broken,
     );
+    text += &proxy.membership.render();
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text)
 }
 
