@@ -152,8 +152,8 @@ fn conversations(receiver: &str, senders: &[Candidate; 2]) -> Result<()> {
 fn load(receiver: &str, senders: &[Candidate; 2]) -> Result<()> {
     std::thread::scope(|scope| {
         let busy = &senders[0];
-        let long: Vec<_> = (0..4)
-            .map(|number| scope.spawn(move || ask(receiver, busy, &prompt(200 + number, 1500))))
+        let long: Vec<_> = (0..3)
+            .map(|number| scope.spawn(move || ask(receiver, busy, &prompt(200 + number, 800))))
             .collect();
         until("the gauges show the load", STATE_WITHIN, || {
             Ok(busy.load() > 0 && senders[1].load() == 0 && busy.gauges()[2] > 0.0)
