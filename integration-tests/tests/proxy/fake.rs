@@ -84,13 +84,13 @@ impl FakeNode {
         *lock(&self.shared.report) = text;
     }
 
-    /// From now on its report has these fields instead of the true ones.
-    pub(crate) fn lie(&self, fields: &Value) {
+    /// Its report with these fields instead of the true ones.
+    pub(crate) fn lie(&self, fields: &Value) -> String {
         let mut report = report(&self.address);
         for (name, value) in fields.as_object().into_iter().flatten() {
             report[name] = value.clone();
         }
-        self.report(report.to_string());
+        report.to_string()
     }
 
     /// Number of questions `GET /node` that it got.

@@ -35,7 +35,6 @@ use super::response::json;
 use super::served_model::ServedModel;
 use super::{get, listen, post};
 use crate::drain::{Drain, DrainStage};
-use crate::membership::MembershipMetrics;
 
 pub(crate) use client::with_causes;
 pub use poll::{poll, set_nodes};
@@ -88,7 +87,7 @@ pub struct FleetProxy {
     /// The connections for reports. Requests cannot use them up.
     polls: client::NodeClient,
     counts: FleetCounts,
-    membership: Arc<MembershipMetrics>,
+    membership: Arc<dyn Fn() -> String + Send + Sync>,
     /// The drain of the process.
     drain: Drain,
 }
@@ -118,8 +117,8 @@ pub struct FleetSettings {
     pub api_key: Option<String>,
     /// The drain of the process. The proxy reports it, and goes on with forwarding.
     pub drain: Drain,
-    /// What the process knows of its fleet's membership.
-    pub membership: Arc<MembershipMetrics>,
+    /// The metrics of the membership, in Prometheus's text format.
+    pub membership: Arc<dyn Fn() -> String + Send + Sync>,
     /// `routing.index_bytes`.
     pub index_bytes: u64,
     /// `routing.ttft_target`.
@@ -334,7 +333,7 @@ async fn metrics(proxy: Shared) -> HttpResponse {
         "Answers whose node was lost after they began.",
         broken,
     );
-    text += &proxy.membership.render();
+    text += &(proxy.membership)();
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text)
 }
 

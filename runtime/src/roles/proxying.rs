@@ -46,7 +46,10 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         deadline: config.request.deadline,
         api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
         drain: drain.clone(),
-        membership: membership.clone(),
+        membership: Arc::new({
+            let membership = membership.clone();
+            move || membership.render()
+        }),
         index_bytes: config.routing.index_bytes.0,
         ttft_target: config.routing.ttft_target,
     }));
