@@ -55,7 +55,7 @@ const MUTANTS: &[Mutant] = &[
         "free a lost session's pages at once",
         "actors/src/buffer_manager/state/landing.rs",
         "        let mut effects = self.quarantine_changed();\n        if",
-        "        let mut effects = self.on_session_drained(SessionDrained { session });\n        if",
+        "        let mut effects = self.on_session_drained(now, SessionDrained { session });\n        if",
     ),
     mutant(
         "never again place a request that waits for room",

@@ -21,6 +21,7 @@ mod cpu;
 mod etcd;
 mod events;
 mod fleet;
+mod handover;
 mod load;
 mod network;
 mod table;
