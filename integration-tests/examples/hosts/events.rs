@@ -78,8 +78,9 @@ impl Events {
         let network = Network::make(plan.first + plan.joining)?;
         let url = format!("http://{BRIDGE}:2379");
         let Some(etcd) = Etcd::start_with(&["--listen-client-urls", &url])? else { return Ok(None) };
-        let started: Vec<_> =
-            (0..plan.first).map(|host| Node::spawn(&network, host, &url)).collect::<Result<_>>()?;
+        let started: Vec<_> = (0..plan.first)
+            .map(|host| Node::spawn(&network, host, &url, plan.tls.as_deref()))
+            .collect::<Result<_>>()?;
         let nodes = started.into_iter().enumerate();
         let nodes: Vec<_> =
             nodes.map(|(host, process)| Node::new(process, host).map(Some)).collect::<Result<_>>()?;
@@ -157,7 +158,7 @@ impl Events {
     /// Starts a node and returns the time until it has answered a request.
     fn start_node(&mut self, host: usize) -> Result<Duration> {
         let began = Instant::now();
-        let node = Node::new(Node::spawn(&self.network, host, &self.url)?, host)?;
+        let node = Node::new(Node::spawn(&self.network, host, &self.url, self.plan.tls.as_deref())?, host)?;
         let healthy = Instant::now();
         self.table.note(
             &format!("host {} starts", host + 1),

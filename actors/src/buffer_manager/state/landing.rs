@@ -56,8 +56,8 @@ impl PoolState {
 
     /// There is proof that no write of this lost session can land any more: its quarantined pages become free.
     pub(super) fn on_session_drained(&mut self, now: Instant, drained: SessionDrained) -> Vec<Effect> {
-        if let Some((pages, since)) = self.rings.drain(drained.session) {
-            self.counts.quarantine_micros += now.saturating_duration_since(since).as_micros() as u64;
+        if let Some((pages, began)) = self.rings.drain(drained.session) {
+            self.counts.quarantine_micros += now.saturating_duration_since(began).as_micros() as u64;
             self.free.extend(pages.into_iter().map(|page| page.0));
         }
         self.quarantine_changed()

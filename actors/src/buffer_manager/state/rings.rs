@@ -71,7 +71,9 @@ struct CalledBack {
 struct Quarantine {
     pages: Vec<PageIndex>,
     /// The time of the loss.
-    since: Instant,
+    began: Instant,
+    /// The first tick after the loss. If this process stalls, the time until that tick does not count towards [`LASTING`].
+    since: Option<Instant>,
     /// It is older than [`LASTING`].
     is_lasting: bool,
 }
@@ -184,7 +186,8 @@ impl Rings {
     /// Time has passed.
     pub(super) fn on_tick(&mut self, now: Instant) {
         for quarantine in self.quarantine.values_mut().filter(|quarantine| !quarantine.is_lasting) {
-            if now.saturating_duration_since(quarantine.since) >= LASTING {
+            let since = *quarantine.since.get_or_insert(now);
+            if now.saturating_duration_since(since) >= LASTING {
                 quarantine.is_lasting = true;
                 self.lasting += quarantine.pages.len() as u32;
             }
@@ -275,7 +278,7 @@ impl Rings {
         let count = pages.len() as u32;
         self.quarantined += count;
         if count > 0 {
-            self.quarantine.insert(session, Quarantine { pages, since: now, is_lasting: false });
+            self.quarantine.insert(session, Quarantine { pages, began: now, since: None, is_lasting: false });
         }
         count
     }
@@ -283,12 +286,12 @@ impl Rings {
     /// Ends the quarantine of a lost session, after proof that its peer can no longer write. Returns its pages and when it began; `None` if the
     /// session had no such pages.
     pub(super) fn drain(&mut self, session: SessionId) -> Option<(Vec<PageIndex>, Instant)> {
-        let Quarantine { pages, since, is_lasting } = self.quarantine.remove(&session)?;
+        let Quarantine { pages, began, is_lasting, .. } = self.quarantine.remove(&session)?;
         self.quarantined -= pages.len() as u32;
         if is_lasting {
             self.lasting -= pages.len() as u32;
         }
-        Some((pages, since))
+        Some((pages, began))
     }
 
     /// Grants one credit per page and returns the number of the first.
