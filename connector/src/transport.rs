@@ -114,7 +114,7 @@ pub enum Event {
     Connected {
         /// The session.
         session: TransportSession,
-        /// The transport and device that carry the bytes, for example `tcp/lo`.
+        /// All transports and devices that carry the bytes, for example `tcp/lo`.
         lane: String,
     },
     /// A put is complete at the source.
