@@ -90,7 +90,7 @@ impl World {
     fn open_lane(&mut self, node: usize, session: SessionId) -> Descriptor {
         let number = self.lanes.len() as u64;
         let life = self.nodes[node].life;
-        let foreign = self.plan.foreign && number % 2 == 0;
+        let foreign = self.plan.foreign && number.is_multiple_of(2);
         self.lanes.insert(number, Lane { node, life, session, open: true, foreign, named: false });
         Descriptor {
             transport: "sim".into(),
