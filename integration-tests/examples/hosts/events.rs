@@ -200,7 +200,7 @@ impl Events {
 
     /// Reports the answer to the prompt whose prefiller has stopped.
     fn check_handover(&mut self, event: &str, begun: Begun) -> Result<()> {
-        let is_right = begun.is_right()?;
+        let is_right = begun.finish()?;
         self.table.check(event, "the prompt in transit has the right answer", is_right, "true", is_right);
         Ok(())
     }

@@ -75,7 +75,7 @@ impl Handover {
 
 impl Begun {
     /// Waits for the answer, which another node than the prefiller completes. True if it is right.
-    pub(crate) fn is_right(self) -> Result<bool> {
+    pub(crate) fn finish(self) -> Result<bool> {
         let ids = self.answer.join().ok().context("the client has panicked")??;
         Ok(ids == self.expect)
     }
