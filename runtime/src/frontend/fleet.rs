@@ -13,6 +13,7 @@ mod client;
 mod forward;
 mod poll;
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::AtomicBool;
@@ -74,6 +75,7 @@ impl FleetMember {
 /// The proxy of a fleet.
 pub struct FleetProxy {
     state: Mutex<FleetState>,
+    /// By their ids, which increase.
     members: Mutex<Vec<Arc<FleetMember>>>,
     model: Arc<ServedModel>,
     memory: InputMemory,
@@ -140,7 +142,9 @@ impl FleetProxy {
             index_bytes,
             ttft_target,
         } = settings;
-        let mut state = FleetState::new(index_bytes, ttft_target);
+        // Each `RandomState` has new keys.
+        let seed = RandomState::new().hash_one(0_u8);
+        let mut state = FleetState::new(index_bytes, ttft_target).with_seed(seed);
         let member = |address| Arc::new(FleetMember::new(state.joined(), address));
         let members = nodes.into_iter().map(member).collect();
         Self {
@@ -169,7 +173,9 @@ impl FleetProxy {
     }
 
     fn member(&self, id: NodeId) -> Option<Arc<FleetMember>> {
-        self.members().iter().find(|member| member.id == id).cloned()
+        let members = self.members();
+        let place = members.binary_search_by_key(&id, |member| member.id).ok()?;
+        members.get(place).cloned()
     }
 
     /// Serves clients on a port. The returned server runs while it is awaited or spawned inside an actix `System`.
