@@ -2,7 +2,7 @@
 
 use super::super::proof::SENDERS_KNOWN_MAX;
 use super::*;
-use crate::messages::{NothingOutstanding, ProcessWatched};
+use crate::messages::{NothingOutstanding, ProcessWatched, RoomChanged};
 
 #[test]
 fn at_most_one_sender_per_page_of_the_ring_is_admitted() {
@@ -60,6 +60,16 @@ fn a_process_that_is_unhealthy_or_shutting_down_admits_no_sender() {
     assert!(state.admit(NEXT).is_err() && state.is_closing());
     let refuse = Refuse { connection: ConnectionId(201), reason: "this process is shutting down".into() };
     assert_eq!(deliver(&mut state, hello_came(B, 1)), [to::sockets(refuse)]);
+}
+
+#[test]
+fn new_senders_wait_while_too_many_pages_are_quarantined() {
+    for (close_ends_writes, quarantined, admits) in [(false, 5, true), (false, 6, false), (true, 6, true)] {
+        let mut state = state(close_ends_writes);
+        deliver(&mut state, RoomChanged { pages: 20, usable: 10, quarantined });
+        let reason = "lost senders may still write 6 of 20 pages; they become free when those processes end on this host or dial again";
+        assert_eq!(state.admit(NEXT), if admits { Ok(()) } else { Err(reason.to_owned()) });
+    }
 }
 
 #[test]
