@@ -53,7 +53,8 @@ impl Behaviour for BufferManagerBehaviour {
         store(counters.pages_resident(), counts.resident);
         store(counters.pages_adopted(), counts.adopted);
         store(counters.hash_mismatches(), counts.mismatches);
-        store(counters.pages_lost(), counts.lost);
+        store(counters.pages_quarantined_total(), counts.quarantined);
+        store(counters.quarantines_ended(), counts.quarantines_ended);
         store(counters.quarantine_micros(), counts.quarantine_micros);
     }
 

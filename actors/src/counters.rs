@@ -59,9 +59,12 @@ counters! {
     pages_resident: "counter" "baton_pages_resident_total";
     /// Pages that a lost session may still write, and damaged pages.
     pages_quarantined: "gauge" "baton_pages_quarantined";
-    /// Pages that were quarantined since the start.
-    pages_lost: "counter" "baton_pages_lost_total";
-    /// Microseconds from the end of a session until its quarantined pages were free again, summed over sessions.
+    /// Pages that were quarantined since the start, including those that are free again.
+    pages_quarantined_total: "counter" "baton_pages_quarantined_total";
+    /// Sessions whose quarantined pages are free again.
+    quarantines_ended: "counter" "baton_quarantines_ended_total";
+    /// Microseconds from the end of a session until its quarantined pages were free again, summed over the sessions in
+    /// baton_quarantines_ended_total.
     quarantine_micros: "counter" "baton_quarantine_micros_total";
     /// Pages that landed and were adopted.
     pages_adopted: "counter" "baton_pages_adopted_total";

@@ -309,8 +309,7 @@ pub enum Frame {
     },
     /// Sender → receiver: the lane is measured and may be used for requests.
     LinkProbed {
-        /// All UCX transports and devices of the lane, for example `tcp/lo` or `rc_mlx5/mlx5_0:1,tcp/eth0`. They decide whether closing the
-        /// session at the receiver is proof ([`lane`](crate::transport::lane)).
+        /// The transports and devices of the lane, for the log. Builds of version 11 report at most eight.
         #[serde(deserialize_with = "wire::text")]
         lane: String,
         /// Bytes that were measured.
@@ -397,6 +396,13 @@ pub enum Frame {
         /// Pages of the sender's pool that can keep the KV of earlier prompts; 0 if it has no prefix cache.
         cache_pages: u32,
     },
+    /// Sender → receiver: the lane is connected. Sent before the first put, in sessions of version 12.
+    LaneConnected {
+        /// All UCX transports and devices of the lane, for example `tcp/lo` or `rc_mlx5/mlx5_0:1,tcp/eth0`. They decide whether closing the
+        /// session at the receiver is proof ([`lane`](crate::transport::lane)).
+        #[serde(deserialize_with = "wire::text")]
+        lane: String,
+    },
 }
 
 /// Maximum number of credits in one [`Frame::Grant`].
@@ -420,6 +426,7 @@ impl Frame {
             Self::Leaving => "Leaving",
             Self::Grammar { .. } => "Grammar",
             Self::Load { .. } => "Load",
+            Self::LaneConnected { .. } => "LaneConnected",
         }
     }
 }

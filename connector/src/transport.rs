@@ -226,9 +226,9 @@ pub trait Transport: Send + Sync {
 
     /// Whether [`Event::Closed`] proves that no put of the peer can land any more, in every session.
     ///
-    /// True if every lane that may be used ends with our worker of the session ([`lane`]). Otherwise it is proof only in the sessions whose
-    /// lane is known to do so ([`lane::ends_with_worker`]). In the others, the proof also needs the peer's statement that the session has
-    /// drained, or the end of the peer's process.
+    /// True if every lane that may be used ends with our worker of the session ([`lane`]). Otherwise it is proof only in the sessions
+    /// whose lane is known to do so. In the others, the proof also needs the peer's statement that the session has drained, or the end of
+    /// the peer's process.
     fn close_ends_writes(&self) -> bool;
 
     /// Queues a command without blocking.

@@ -3,9 +3,9 @@
 //! It runs on the thread "baton-ucx" (`ucx/thread.rs`). UCX adds a thread that accepts TCP connections. The command queue is bounded:
 //! 1024 commands that are not answered yet, and 64 more for opening, connecting and closing.
 //!
-//! Each session has its own worker, and so its own sockets and queue pairs. Over TCP and RDMA, destroying the worker therefore proves that no
-//! more bytes of the session are written ([`lane`](crate::transport::lane)). It blocks the thread, and with it the other sessions, for as long
-//! as UCX needs to close the sockets or queue pairs. It does not wait for the peer.
+//! Each session has its own worker, and so its own sockets and queue pairs; [`lane`](crate::transport::lane) says for which lanes its
+//! destruction proves that no more bytes of the session are written. The destruction blocks the thread, and with it the other sessions, for as
+//! long as UCX needs to close the sockets or queue pairs. It does not wait for the peer.
 
 mod blob;
 mod handles;
@@ -91,10 +91,10 @@ pub enum StartError {
         name: String,
     },
     /// UCX rejected its configuration or the region.
-    #[error("UCX cannot be started: {0}")]
+    #[error("UCX cannot be started")]
     Call(#[from] TransportError),
     /// The operating system could not create the thread or its eventfd.
-    #[error("the UCX thread cannot be started: {0}")]
+    #[error("the UCX thread cannot be started")]
     Thread(#[from] std::io::Error),
 }
 

@@ -36,8 +36,8 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "release pages without proof that the peer has stopped writing",
         "actors/src/peer_link/state/proof.rs",
-        "Direction::Incoming { harmless: false, .. } => return None,",
-        "Direction::Incoming { harmless: false, .. } if self.closing => return None,",
+        "Direction::Incoming { close_is_proof: false, .. } => return None,",
+        "Direction::Incoming { close_is_proof: false, .. } if self.closing => return None,",
     ),
     mutant(
         "take the end of our worker for proof on every lane",

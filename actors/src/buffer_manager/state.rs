@@ -85,8 +85,10 @@ pub struct PoolCounts {
     /// Announcements with a page hash that did not match.
     pub mismatches: u64,
     /// Pages that were quarantined.
-    pub lost: u64,
-    /// Microseconds from the end of a session until its pages were free again, summed over the sessions whose quarantine has ended.
+    pub quarantined: u64,
+    /// Sessions whose quarantined pages are free again.
+    pub quarantines_ended: u64,
+    /// Microseconds from the end of a session until its pages were free again, summed over the sessions in `quarantines_ended`.
     pub quarantine_micros: u64,
 }
 

@@ -9,8 +9,8 @@
 //! A session ends once, and the first reason is the one in the log. The pages that its peer may still write stay quarantined
 //! until there is **proof** that no more writes land. Proof requires that our side of the session is closed *and* one of these:
 //!
-//! - the session's lane ends with our worker (TCP, RDMA: [`connector::transport::lane`]): the sender has named its transports in
-//!   `LinkProbed`, or the configuration allows no other lane;
+//! - the session's lane ends with our worker ([`connector::transport::lane`]): the sender has named its transports in `LaneConnected`,
+//!   or the configuration allows no other lane;
 //! - the same peer process said in a later Hello that this session has drained;
 //! - the peer's process has ended;
 //! - no credit of the session was outstanding when it ended, so the peer had no page to write.
@@ -233,7 +233,7 @@ impl PeerLinkState {
         if sender.is_watched && self.watched.insert(peer) {
             effects.push(to::sockets(WatchProcess { connection, incarnation: peer }));
         }
-        let direction = Direction::Incoming { sender, harmless: self.close_ends_writes };
+        let direction = Direction::Incoming { sender, close_is_proof: self.close_ends_writes };
         let ring_pages = self.ring_pages;
         effects.extend(self.begin(
             now,
@@ -286,14 +286,21 @@ impl PeerLinkState {
             Event::Opened { session, result } => {
                 self.on_opened(SessionId(session.0), result.map_err(|error| error.to_string()))
             }
-            Event::Connected { session, lane } => {
-                vec![to::transfer(LaneConnected { session: SessionId(session.0), lane })]
-            }
+            Event::Connected { session, lane } => self.on_connected(SessionId(session.0), lane),
             Event::Failed { session, error } => self.on_failed(SessionId(session.0), &error),
             Event::Closed { session, drained } => self.on_closed(SessionId(session.0), drained),
             // These events go to the transfer actor.
             Event::PutCompleted { .. } | Event::Flushed { .. } => Vec::new(),
         }
+    }
+
+    /// The lane of an outgoing session is connected. The receiver gets its transports before the first put, because they decide what
+    /// proves the end of the session.
+    fn on_connected(&self, session: SessionId, lane: String) -> Vec<Effect> {
+        let frame = Frame::LaneConnected { lane: lane.clone() };
+        let live = self.sessions.get(&session).filter(|live| live.is_up());
+        let write = live.map(|live| WriteFrame { session, connection: live.connection, frame });
+        write.map(to::sockets).into_iter().chain([to::transfer(LaneConnected { session, lane })]).collect()
     }
 
     /// A session failed in the transport. A transport that has shut down answers no Close, and has closed all sessions or is

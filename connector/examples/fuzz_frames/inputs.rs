@@ -144,7 +144,7 @@ fn logprobs(random: &mut Random) -> Option<TokenLogprobs> {
 
 pub(crate) fn frame(random: &mut Random) -> Frame {
     let request = random.next();
-    match random.below(14) {
+    match random.below(15) {
         0 => Frame::Heartbeat,
         1 => Frame::Goodbye,
         2 => Frame::Grant {
@@ -212,6 +212,7 @@ pub(crate) fn frame(random: &mut Random) -> Frame {
             nanos_per_token: random.one_in(2).then(|| random.next() as u32),
             cache_pages: random.next() as u32,
         },
+        13 => Frame::LaneConnected { lane: random.text() },
         _ => Frame::Leaving,
     }
 }
@@ -236,7 +237,7 @@ pub(crate) fn noise(random: &mut Random) -> Vec<u8> {
     let length = random.length(4096, FRAME_BYTES_MAX + 64);
     let mut bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
     if let (Some(head), true) = (bytes.first_chunk_mut::<4>(), random.one_in(2)) {
-        *head = (random.below(14) as u32).to_le_bytes();
+        *head = (random.below(15) as u32).to_le_bytes();
     }
     bytes
 }

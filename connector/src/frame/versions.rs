@@ -3,7 +3,9 @@
 //! [`Frame`] is the newest version. A session of an older version gets frames in the older form: [`Frame::encode`] replaces what the older
 //! version does not have, and [`Frame::decode`] refuses it.
 //!
-//! - **12**: a sender says [`PrefillFault::Busy`] if it has no room for a prefill now. In version 11 it says [`PrefillFault::Refused`].
+//! - **12**:
+//!   - A sender says [`PrefillFault::Busy`] if it has no room for a prefill now. In version 11 it says [`PrefillFault::Refused`].
+//!   - A sender names its transports in [`Frame::LaneConnected`]. In version 11 it sends [`Frame::Heartbeat`] instead.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -75,6 +77,8 @@ impl fmt::Display for Versions {
 
 /// The first version with [`PrefillFault::Busy`].
 const BUSY: u32 = 12;
+/// The first version with [`Frame::LaneConnected`].
+const LANE_CONNECTED: u32 = 12;
 
 impl Frame {
     /// Encodes the frame for a session of this version.
@@ -98,13 +102,14 @@ impl Frame {
         Ok(frame)
     }
 
-    /// The frame as this version has it: itself, or an older frame that says about the same.
+    /// The frame as this version has it: itself, or an older frame that says less.
     fn in_version(&self, version: u32) -> Cow<'_, Self> {
         match self {
             Self::PrefillFailed { request, fault: PrefillFault::Busy, reason } if version < BUSY => {
                 let (fault, reason) = (PrefillFault::Refused, reason.clone());
                 Cow::Owned(Self::PrefillFailed { request: *request, fault, reason })
             }
+            Self::LaneConnected { .. } if version < LANE_CONNECTED => Cow::Owned(Self::Heartbeat),
             same => Cow::Borrowed(same),
         }
     }

@@ -81,8 +81,7 @@ fn memory_type(region: &Region) -> ucs_memory_type_t {
     }
 }
 
-/// A UCP worker; each session has its own. After it is destroyed, this process moves no more bytes of the session, and its network cards accept
-/// none ([`lane`](crate::transport::lane)).
+/// A UCP worker; each session has its own. [`lane`](crate::transport::lane) says what its destruction proves.
 pub(super) struct Worker {
     context: Rc<Context>,
     handle: ucp_worker_h,

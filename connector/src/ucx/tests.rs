@@ -1,7 +1,7 @@
 //! A peer machine that does not answer blocks only its own session.
 
 use super::blob::{self, Kind};
-use super::{UcxConfig, UcxTransport};
+use super::{StartError, UcxConfig, UcxTransport};
 use crate::memory::Region;
 use crate::transport::{Command, Descriptor, Event, Transport, TransportError, TransportSession};
 use common::cache_folder;
@@ -83,6 +83,16 @@ fn an_error_about_an_unreachable_peer_names_the_setting() {
     let expect = "ucp_ep_create failed: Destination is unreachable; set UCX_NET_DEVICES on both sides";
     assert!(text(UCS_ERR_UNREACHABLE).starts_with(expect), "{}", text(UCS_ERR_UNREACHABLE));
     assert!(!text(UCS_ERR_BUSY).contains("UCX_NET_DEVICES"));
+}
+
+/// The caller prints the causes of an error after it.
+#[test]
+fn the_text_of_a_start_error_does_not_contain_its_cause() {
+    for error in [StartError::from(TransportError::Closed), StartError::from(std::io::Error::other("limit"))]
+    {
+        let cause = std::error::Error::source(&error).expect("it has a cause").to_string();
+        assert!(!error.to_string().contains(&cause), "{error}");
+    }
 }
 
 #[test]

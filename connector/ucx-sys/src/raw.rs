@@ -33,6 +33,7 @@ opaque! {
 pub const UCS_OK: ucs_status_t = 0;
 pub const UCS_INPROGRESS: ucs_status_t = 1;
 pub const UCS_ERR_UNREACHABLE: ucs_status_t = -6;
+pub const UCS_ERR_BUFFER_TOO_SMALL: ucs_status_t = -11;
 pub const UCS_ERR_BUSY: ucs_status_t = -15;
 pub const UCS_ERR_LAST: ucs_status_t = -100;
 

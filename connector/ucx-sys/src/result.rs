@@ -22,8 +22,13 @@ pub struct CallError {
     pub text: String,
 }
 
-/// At least the number of lanes that an endpoint can have (`UCP_MAX_LANES` is 64 in UCX 1.21 and 1.22).
+/// More than the number of lanes that an endpoint can have (`UCP_MAX_LANES` is 64 in UCX 1.21 and 1.22).
 const LANES_MAX: usize = 128;
+
+/// The first `filled` entries. `None` if UCX has filled all entries, because there may be more than these.
+fn all_of<T>(entries: &[T], filled: u32) -> Option<&[T]> {
+    entries.get(..filled as usize).filter(|list| list.len() < entries.len())
+}
 
 /// The result of a non-blocking call.
 #[derive(Debug)]
@@ -219,7 +224,8 @@ impl Ucx {
         Ok(handle)
     }
 
-    /// `ucp_ep_query` for all transports and devices that the endpoint uses, in UCX's order.
+    /// `ucp_ep_query` for all transports and devices that the endpoint uses, in UCX's order. It is an error if they may be more than the
+    /// entries that UCX was given.
     ///
     /// # Safety
     /// As for the UCX function.
@@ -234,13 +240,14 @@ impl Ucx {
         attr.transports.entry_size = size_of::<ucp_transport_entry_t>();
         // SAFETY: the caller promises a live handle; the call sets at most `num_entries` entries.
         self.check("ucp_ep_query", unsafe { (self.raw.ucp_ep_query)(ep, &mut attr) })?;
-        let filled = (attr.transports.num_entries as usize).min(entries.len());
+        let filled = all_of(&entries, attr.transports.num_entries)
+            .ok_or_else(|| self.error("ucp_ep_query", UCS_ERR_BUFFER_TOO_SMALL))?;
         let text = |name: *const std::ffi::c_char| match name.is_null() {
             true => String::new(),
             // SAFETY: UCX sets terminated strings, which stay valid as long as the endpoint.
             false => unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned(),
         };
-        Ok(entries[..filled].iter().map(|e| (text(e.transport_name), text(e.device_name))).collect())
+        Ok(filled.iter().map(|e| (text(e.transport_name), text(e.device_name))).collect())
     }
 
     /// `ucp_ep_close_nbx`: with `force`, operations in flight fail; otherwise the endpoint is flushed first.
@@ -292,5 +299,18 @@ impl Ucx {
         self.posted("ucp_put_nbx", unsafe {
             (self.raw.ucp_put_nbx)(ep, source, bytes, remote_addr, rkey, &param)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::all_of;
+
+    #[test]
+    fn a_list_that_fills_its_array_may_be_incomplete() {
+        assert_eq!(all_of(&[7, 8, 9], 0), Some(&[][..]));
+        assert_eq!(all_of(&[7, 8, 9], 2), Some(&[7, 8][..]));
+        assert_eq!(all_of(&[7, 8, 9], 3), None);
+        assert_eq!(all_of(&[7, 8, 9], 4), None);
     }
 }

@@ -21,8 +21,7 @@ use crate::watch::{EVERY, Metric, Watch};
 
 /// Maximum time until a request of a dead node has failed or is at another node.
 const ACCOUNTED: Duration = Duration::from_secs(5);
-/// Maximum time from the end of a session until its pages are free. Over TCP, the destruction of the receiver's own worker is proof, and it is a part
-/// of this time.
+/// Maximum time from the end of a session until its pages are free. It includes the destruction of the receiver's worker.
 const RETURNED: Duration = Duration::from_secs(1);
 /// Maximum time until a node that is reachable again answers a request.
 const USED: Duration = Duration::from_secs(10);
@@ -352,11 +351,16 @@ impl Events {
         let what = "longest quarantine at a survivor, in samples";
         self.table.check_time(event, what, Some(longest), RETURNED + EVERY);
         let growth = |metric| self.watch.growth(metric, &http(death.host), died, death.end);
-        let lost: u64 = growth(Metric::Lost).iter().sum();
-        let micros = growth(Metric::QuarantineMicros).into_iter().max().unwrap_or_default();
-        self.table.check(event, "pages that were quarantined at survivors", lost, "> 0", lost > 0);
-        let what = "time from the end of a session until its pages are free";
-        self.table.check_time(event, what, Some(Duration::from_micros(micros)), RETURNED);
+        let pages: u64 = growth(Metric::PagesQuarantined).iter().sum();
+        self.table.check(event, "pages that were quarantined at survivors", pages, "> 0", pages > 0);
+        let ended = growth(Metric::QuarantinesEnded);
+        let all: u64 = ended.iter().sum();
+        self.table.check(event, "quarantines that ended at survivors", all, "> 0", all > 0);
+        let micros = growth(Metric::QuarantineMicros);
+        let means = micros.iter().zip(&ended).filter_map(|(micros, ended)| micros.checked_div(*ended));
+        let longest = means.max().map(Duration::from_micros);
+        let what = "time from the end of a session until its pages are free, mean of a node";
+        self.table.check_time(event, what, longest, RETURNED);
     }
 
     /// Checks that no survivor was started again.

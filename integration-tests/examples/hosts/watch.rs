@@ -19,17 +19,20 @@ pub(crate) enum Metric {
     /// Pages that wait for proof.
     Quarantined,
     /// Pages that were quarantined.
-    Lost,
-    /// Microseconds from the end of a session until its pages were free, summed over sessions.
+    PagesQuarantined,
+    /// Sessions whose quarantined pages are free again.
+    QuarantinesEnded,
+    /// Microseconds from the end of a session until its pages were free, summed over the sessions in `QuarantinesEnded`.
     QuarantineMicros,
 }
 
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 7] = [
     "baton_requests_finished_total",
     "baton_recomputes_total",
     "baton_proxy_retries_total",
     "baton_pages_quarantined",
-    "baton_pages_lost_total",
+    "baton_pages_quarantined_total",
+    "baton_quarantines_ended_total",
     "baton_quarantine_micros_total",
 ];
 

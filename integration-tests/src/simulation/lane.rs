@@ -276,7 +276,7 @@ impl World {
         self.flush_is_answered(name, ticket, failed.then_some("connection reset"));
     }
 
-    /// The receiving node has read the dialler's `LinkProbed`.
+    /// The receiving node has read the dialler's `LaneConnected`.
     pub(super) fn lane_is_named(&mut self, node: usize, session: SessionId) {
         let life = self.nodes[node].life;
         let mut lanes = self.lanes.values_mut();

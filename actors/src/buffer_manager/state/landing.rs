@@ -51,12 +51,13 @@ impl PoolState {
 
     /// A session ended: its outstanding pages and the `damaged` ones are quarantined.
     fn lose(&mut self, now: Instant, session: SessionId, damaged: Vec<PageIndex>) {
-        self.counts.lost += u64::from(self.rings.lose(now, session, damaged));
+        self.counts.quarantined += u64::from(self.rings.lose(now, session, damaged));
     }
 
     /// There is proof that no write of this lost session can land any more: its quarantined pages become free.
     pub(super) fn on_session_drained(&mut self, now: Instant, drained: SessionDrained) -> Vec<Effect> {
         if let Some((pages, began)) = self.rings.drain(drained.session) {
+            self.counts.quarantines_ended += 1;
             self.counts.quarantine_micros += now.saturating_duration_since(began).as_micros() as u64;
             self.free.extend(pages.into_iter().map(|page| page.0));
         }

@@ -64,7 +64,6 @@ impl PeerLinkState {
             }
             Frame::LinkProbed { lane: name, bytes, micros } => {
                 self.on_probed(session)?;
-                self.on_lane_named(session, &name);
                 let pid = peer.pid;
                 let http = self.sessions.get(&session).and_then(|live| live.http);
                 let ready = PeerReady { session, pid, name: peer.name(), http };
@@ -76,6 +75,10 @@ impl PeerLinkState {
                     to::proxy(ready),
                     to::log(LogLine::SenderReady { session, pid, lane }),
                 ]);
+            }
+            Frame::LaneConnected { lane } => {
+                self.on_lane_named(session, &lane);
+                return Ok(Vec::new());
             }
             other => return Err(unexpected(&other)),
         };

@@ -19,7 +19,7 @@ pub(super) const SENDERS_KNOWN_MAX: usize = 1024;
 impl PeerLinkState {
     /// Decides whether a sender may join after its Hello. A process that is shutting down or unhealthy admits no sender, and
     /// neither does a process with one sender per page of the ring, or with as many sessions as it may have. A Hello that was read after a newer one of the same sender is
-    /// refused too: its dialler has given up, and no later Hello would prove its session harmless.
+    /// refused too: its dialler has given up, and no later Hello would be proof for its session.
     ///
     /// # Errors
     /// The reason, which is sent to the sender. The sender may try again.
@@ -52,7 +52,7 @@ impl PeerLinkState {
             && quarantined > pages / QUARANTINE_PART
         {
             return Err(format!(
-                "lost senders may still write {quarantined} of {pages} pages; the pages become free when those processes end"
+                "lost senders may still write {quarantined} of {pages} pages; they become free when those processes end on this host or dial again"
             ));
         }
         if self.sessions.len() - self.held() >= UNPROVED_MAX {
@@ -77,7 +77,7 @@ impl PeerLinkState {
                 && ((previous < peer.number && peer.number < hello.number)
                     || (drained && peer.number == previous))
         };
-        self.on_harmless(over, "the sender dialled again")
+        self.on_writes_over(over, "the sender dialled again")
     }
 
     pub(super) fn on_process_watched(&mut self, watched: ProcessWatched) -> Vec<Effect> {
@@ -89,14 +89,14 @@ impl PeerLinkState {
     /// process on another host that claims the same incarnation.
     pub(super) fn on_process_gone(&mut self, sender: &Incarnation) -> Vec<Effect> {
         self.youngest.remove(sender);
-        self.on_harmless(
+        self.on_writes_over(
             |peer| peer.is_watched && peer.incarnation == *sender,
             "the sender's process has ended",
         )
     }
 
-    /// Marks the incoming sessions selected by `which` as harmless, and ends those that are live.
-    pub(super) fn on_harmless(
+    /// The peers of the incoming sessions selected by `which` write no more. Sessions that are live end.
+    pub(super) fn on_writes_over(
         &mut self,
         which: impl Fn(&SenderSession) -> bool,
         reason: &str,
@@ -107,32 +107,32 @@ impl PeerLinkState {
             .map(|(session, _)| *session)
             .collect();
         for session in named {
-            self.set_harmless(session);
+            self.set_close_is_proof(session);
             effects.extend(self.on_end(session, reason.to_owned()));
             effects.extend(self.prove(session));
         }
         effects
     }
 
-    /// Notes that the peer of an incoming session can write nothing more once our side of the session is closed.
-    pub(super) fn set_harmless(&mut self, session: SessionId) {
-        if let Some(Direction::Incoming { harmless, .. }) =
+    /// Notes that the peer of an incoming session can write no more once our side of the session is closed.
+    pub(super) fn set_close_is_proof(&mut self, session: SessionId) {
+        if let Some(Direction::Incoming { close_is_proof, .. }) =
             self.sessions.get_mut(&session).map(|over| &mut over.direction)
         {
-            *harmless = true;
+            *close_is_proof = true;
         }
     }
 
     /// The buffer manager reports that an ended session held no credit.
     pub(super) fn on_nothing_outstanding(&mut self, session: SessionId) -> Vec<Effect> {
-        self.set_harmless(session);
+        self.set_close_is_proof(session);
         self.prove(session).into_iter().collect()
     }
 
     /// The peer has named the transports of the session's lane. If the lane ends with our worker, no further proof is needed.
     pub(super) fn on_lane_named(&mut self, session: SessionId, lane: &str) {
         if ends_with_worker(lane) {
-            self.set_harmless(session);
+            self.set_close_is_proof(session);
         }
     }
 
@@ -140,7 +140,7 @@ impl PeerLinkState {
     pub(super) fn prove(&mut self, session: SessionId) -> Option<Effect> {
         let over = self.sessions.get(&session).filter(|over| over.stage == Stage::Closed)?;
         let proof = match over.direction {
-            Direction::Incoming { harmless: false, .. } => return None,
+            Direction::Incoming { close_is_proof: false, .. } => return None,
             Direction::Incoming { .. } => Some(to::buffer_manager(SessionDrained { session })),
             // The peer of an outgoing session does not write our pages.
             Direction::Outgoing { .. } => None,

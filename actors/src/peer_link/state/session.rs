@@ -29,9 +29,9 @@ pub(super) enum Direction {
     /// The peer puts pages into our pool.
     Incoming {
         sender: SenderSession,
-        /// Once our side is closed, the peer can write nothing more: the lane ends with our worker, the peer said that the session
-        /// has drained, its process ended, or it held no credit at the end.
-        harmless: bool,
+        /// Once our side is closed, the peer can write no more: the lane ends with our worker, the peer said that the session has
+        /// drained, its process ended, or it held no credit at the end.
+        close_is_proof: bool,
     },
     /// We put pages into the peer's pool.
     Outgoing { receiver: ReceiverId, descriptor: Descriptor },

@@ -321,7 +321,9 @@ fn events_of_the_transport_reach_the_session() {
     let put = Event::PutCompleted { session: name(session), ticket: Ticket(1), result: Ok(()) };
     let flushed = Event::Flushed { session: name(session), ticket: Ticket(2), result: Ok(()) };
     let effects = deliver(&mut state, TransportEvents(vec![connected, put, flushed]));
-    assert_eq!(effects, [to::transfer(LaneConnected { session, lane: "tcp/lo".into() })]);
+    let lane = "tcp/lo".to_owned();
+    let named = begun.writes(Frame::LaneConnected { lane: lane.clone() });
+    assert_eq!(effects, [named, to::transfer(LaneConnected { session, lane })], "named before the first put");
     let failed = Event::Failed { session: name(session), error: TransportError::Closed };
     assert_eq!(deliver(&mut state, TransportEvents(vec![failed])), begun.ended(&reason, false));
 }

@@ -9,7 +9,7 @@ use crate::messages::{LoadReport, PeerLoad, PromptLogprobs};
 use crate::request::CacheSalt;
 use connector::frame::TokenLogprobs;
 
-/// Each frame that a sender may send, except LinkProbed and Leaving, and the effect of each.
+/// Each frame that a sender may send and that has one effect, and the effect of each.
 fn of_senders(session: SessionId) -> Vec<(Frame, Effect)> {
     let (first, count, transfer_micros) = (CreditNumber(3), 2, 11);
     let owner = Some(PageOwner { request: 5, first_page: 1 });
@@ -203,7 +203,8 @@ fn a_frame_of_the_wrong_direction_ends_the_session() {
         assert_eq!(begun.receives(&mut state, frame), begun.ended(&reason, false));
     }
     let senders = of_senders(SessionId(0)).into_iter().map(|(frame, _)| frame);
-    for frame in senders.chain([Frame::Leaving, probed(), both]) {
+    let connected = Frame::LaneConnected { lane: "tcp/lo".into() };
+    for frame in senders.chain([Frame::Leaving, probed(), connected, both]) {
         let mut state = state(true);
         let begun = up_outgoing(&mut state);
         let reason =

@@ -2,7 +2,7 @@
 
 use super::super::proof::SENDERS_KNOWN_MAX;
 use super::*;
-use crate::messages::{NothingOutstanding, ProcessWatched};
+use crate::messages::{NothingOutstanding, ProcessWatched, RoomChanged};
 
 #[test]
 fn at_most_one_sender_per_page_of_the_ring_is_admitted() {
@@ -63,6 +63,16 @@ fn a_process_that_is_unhealthy_or_shutting_down_admits_no_sender() {
 }
 
 #[test]
+fn new_senders_wait_while_too_many_pages_are_quarantined() {
+    for (close_ends_writes, quarantined, admits) in [(false, 5, true), (false, 6, false), (true, 6, true)] {
+        let mut state = state(close_ends_writes);
+        deliver(&mut state, RoomChanged { pages: 20, usable: 10, quarantined });
+        let reason = "lost senders may still write 6 of 20 pages; they become free when those processes end on this host or dial again";
+        assert_eq!(state.admit(NEXT), if admits { Ok(()) } else { Err(reason.to_owned()) });
+    }
+}
+
+#[test]
 fn a_closed_session_waits_for_proof_if_peers_write_without_our_worker() {
     // An event after session 1 of process A was lost and closed here, and whether it is proof.
     type Then = fn(&mut PeerLinkState) -> Vec<Effect>;
@@ -93,14 +103,14 @@ fn a_closed_session_waits_for_proof_if_peers_write_without_our_worker() {
     check(PeerLinkState::on_shutdown, false);
 }
 
-/// A session whose transports its sender has named, in a process whose configuration allows lanes that need proof.
+/// A session whose sender has named its transports and is not measured yet, in a process whose configuration allows lanes that need proof.
 #[test]
 fn a_closed_session_needs_no_further_proof_if_its_lane_ends_with_our_worker() {
     let check = |lane: Option<&str>, proves: bool| {
         let mut state = state(false);
         let begun = up(&mut state, A, 1);
         if let Some(lane) = lane {
-            begun.receives(&mut state, Frame::LinkProbed { lane: lane.into(), bytes: 1000, micros: 10 });
+            assert_eq!(begun.receives(&mut state, Frame::LaneConnected { lane: lane.into() }), []);
         }
         assert_eq!(
             state.on_end(begun.session, "eof".into()),
@@ -114,8 +124,19 @@ fn a_closed_session_needs_no_further_proof_if_its_lane_ends_with_our_worker() {
     check(Some("tcp/eth0"), true);
     check(Some("cuda_ipc/cuda,tcp/lo"), false);
     check(Some("cma/memory,posix/memory,tcp/lo"), false);
+    check(Some("dc_mlx5/mlx5_0:1,tcp/eth0"), false);
     check(Some("unknown"), false);
     check(None, false);
+}
+
+/// A sender of version 11 sends no `LaneConnected`, and its `LinkProbed` may leave out transports.
+#[test]
+fn the_lane_in_link_probed_is_no_proof() {
+    let mut state = state(false);
+    let begun = up(&mut state, A, 1);
+    assert_eq!(begun.receives(&mut state, probed()).len(), 4);
+    state.on_end(begun.session, "eof".into());
+    assert_eq!(state.on_closed(begun.session, true), []);
 }
 
 /// A virtual machine may be cloned together with a sender in it. The end of the process on this host is no proof for the sessions
