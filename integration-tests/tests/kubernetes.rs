@@ -209,7 +209,6 @@ fn nodes_and_proxies_find_the_nodes_in_the_headless_service() -> Result<()> {
     let objects = self::objects("inference-pool")?;
     let gateway = &of_kind(&objects, "NetworkPolicy")[0]["spec"];
     assert_eq!(gateway["ingress"][0]["ports"], json!([{ "protocol": "TCP", "port": node.http.port }]));
-    let component = "app.kubernetes.io/component";
     assert_eq!(gateway["podSelector"]["matchLabels"][component], labels[component]);
     let pool = of_kind(&objects, "InferencePool")[0]["spec"].clone();
     assert_eq!(pool["targetPorts"], json!([{ "number": node.http.port }]));
