@@ -206,8 +206,11 @@ fn nodes_and_proxies_find_the_nodes_in_the_headless_service() -> Result<()> {
     assert!(2 * (most - 1) <= u64::from(node.link.sessions), "{most} nodes");
     assert_eq!(node.http.advertise.map(|address| address.port()), Some(node.http.port));
 
-    let pool = self::objects("inference-pool")?;
-    let pool = of_kind(&pool, "InferencePool")[0]["spec"].clone();
+    let objects = self::objects("inference-pool")?;
+    let gateway = &of_kind(&objects, "NetworkPolicy")[0]["spec"];
+    assert_eq!(gateway["ingress"][0]["ports"], json!([{ "protocol": "TCP", "port": node.http.port }]));
+    assert_eq!(gateway["podSelector"]["matchLabels"][component], labels[component]);
+    let pool = of_kind(&objects, "InferencePool")[0]["spec"].clone();
     assert_eq!(pool["targetPorts"], json!([{ "number": node.http.port }]));
     let name = "llm-d.ai/inference-serving";
     assert_eq!((&pool["selector"]["matchLabels"][name], &labels[name]), (&json!("true"), &json!("true")));
