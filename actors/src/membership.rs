@@ -82,10 +82,11 @@ impl Member {
         self.link.filter(|_| fits && self.name != own.name)
     }
 
-    /// Number of sessions that this member and the process `own` open with each other: 0, 1 or 2. A member of which only an address is known counts
-    /// if `own` dials it.
+    /// Number of sessions that this member and the process `own` open with each other: 0, 1 or 2. A member of which only an address is known is
+    /// assumed to have the role of `own`.
     pub fn sessions_with(&self, own: &Self) -> usize {
-        let prefills = |member: &Self| member.says.as_ref().is_some_and(|says| says.prefills);
+        let prefills =
+            |member: &Self| member.says.as_ref().or(own.says.as_ref()).is_some_and(|says| says.prefills);
         let is_dialled = prefills(own) && self.dialled_by(own).is_some();
         let dials = prefills(self) && own.dialled_by(self).is_some();
         usize::from(is_dialled) + usize::from(dials)

@@ -68,7 +68,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches until dropped. Pulls the kill switch `kill` when the engine is lost, at the latest when dropped.
+    /// Watches until dropped. It checks once more when dropped. It pulls the kill switch `kill` when the engine is lost.
     ///
     /// # Errors
     /// The operating system gives no thread.

@@ -62,17 +62,22 @@ impl Candidate {
 
     /// Its requests that wait or run.
     fn load(&self) -> u64 {
-        (self.gauges()[0] + self.gauges()[1]) as u64
+        let [waiting, running, _] = self.gauges();
+        (waiting + running) as u64
     }
 }
 
+fn loads(senders: &[Candidate; 2]) -> [u64; 2] {
+    senders.each_ref().map(Candidate::load)
+}
+
 /// The sender with the longest cached part of the prompt; of several, the one with the least load, and then the one with fewer picks.
-fn pick<'a>(senders: &'a [Candidate; 2], prompt: &[u32]) -> &'a Candidate {
-    let rank = |sender: &&Candidate| {
-        let picked = sender.picked.load(Ordering::Relaxed);
-        (Reverse(sender.events.cached_pages(prompt)), sender.load(), picked)
+fn pick<'a>(senders: &'a [Candidate; 2], loads: [u64; 2], prompt: &[u32]) -> &'a Candidate {
+    let rank = |index: usize| {
+        let picked = senders[index].picked.load(Ordering::Relaxed);
+        (Reverse(senders[index].events.cached_pages(prompt)), loads[index], picked)
     };
-    let best = if rank(&&senders[1]) < rank(&&senders[0]) { &senders[1] } else { &senders[0] };
+    let best = &senders[usize::from(rank(1) < rank(0))];
     best.picked.fetch_add(1, Ordering::Relaxed);
     best
 }
@@ -128,7 +133,7 @@ fn conversations(receiver: &str, senders: &[Candidate; 2]) -> Result<()> {
     let mut turns = Vec::new();
     for number in 0..8 {
         let first = prompt(number, FIRST);
-        let sender = pick(senders, &first);
+        let sender = pick(senders, loads(senders), &first);
         let answer = ask(receiver, sender, &first)?.0;
         until("the prompt is announced", STATE_WITHIN, || {
             Ok(sender.events.cached_pages(&first) * PAGE_TOKENS == FIRST)
@@ -136,33 +141,45 @@ fn conversations(receiver: &str, senders: &[Candidate; 2]) -> Result<()> {
         turns.push((sender, [first, answer, prompt(100 + number, 40)].concat()));
     }
     let by: Vec<usize> = senders.iter().map(|sender| sender.picked.load(Ordering::Relaxed)).collect();
-    assert!(by.iter().all(|picked| *picked > 0), "both senders are used: {by:?}");
+    ensure!(by.iter().all(|picked| *picked > 0), "a sender is not used: {by:?}");
     // In another order, so that the places in turn do not explain the choice.
     for (before, second) in turns.iter().rev() {
-        let sender = pick(senders, second);
-        assert_eq!(sender.address, before.address, "the index knows who has the first turn");
+        let sender = pick(senders, loads(senders), second);
+        ensure!(sender.address == before.address, "the first turn is cached at the other sender");
         let (_, timings) = ask(receiver, sender, second)?;
         let cached = timings["cached_tokens"].as_u64().context("no cached_tokens")?;
-        assert!(cached >= FIRST as u64, "{cached} tokens were cached: {timings}");
+        ensure!(cached >= FIRST as u64, "{cached} tokens were cached: {timings}");
     }
     Ok(())
 }
 
 /// A new prompt does not go to the sender that is busy.
 fn load(receiver: &str, senders: &[Candidate; 2]) -> Result<()> {
+    let busy = &senders[0];
+    let (ends, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
-        let busy = &senders[0];
-        let long: Vec<_> = (0..3)
-            .map(|number| scope.spawn(move || ask(receiver, busy, &prompt(200 + number, 800))))
-            .collect();
-        until("the gauges show the load", STATE_WITHIN, || {
-            Ok(busy.load() > 0 && senders[1].load() == 0 && busy.gauges()[2] > 0.0)
-        })?;
-        let fresh = prompt(300, 5 * PAGE_TOKENS);
-        let sender = pick(senders, &fresh);
-        assert_eq!(sender.address, senders[1].address, "the other sender is busy");
-        ask(receiver, sender, &fresh)?;
-        long.into_iter().try_for_each(|asked| asked.join().expect("the thread did not panic").map(drop))?;
-        until("the load is gone", STATE_WITHIN, || Ok(senders.iter().all(|sender| sender.load() == 0)))
-    })
+        let ask_for_long = || -> Result<()> {
+            while !ends.load(Ordering::Relaxed) {
+                let number = 1000 + asked.fetch_add(1, Ordering::Relaxed);
+                ask(receiver, busy, &prompt(number, 800))?;
+            }
+            Ok(())
+        };
+        let long = [(); 3].map(|()| scope.spawn(ask_for_long));
+        let mut shown = [0; 2];
+        let is_shown = until("the gauges show the load", STATE_WITHIN, || {
+            shown = loads(senders);
+            Ok(shown[0] > 0 && shown[1] == 0 && busy.gauges()[2] > 0.0)
+        });
+        ends.store(true, Ordering::Relaxed);
+        let routed = is_shown.and_then(|()| {
+            let fresh = prompt(300, 5 * PAGE_TOKENS);
+            let sender = pick(senders, shown, &fresh);
+            ensure!(sender.address == senders[1].address, "the busy sender was picked: {shown:?}");
+            ask(receiver, sender, &fresh).map(drop)
+        });
+        long.into_iter().try_for_each(|asking| asking.join().expect("the thread did not panic"))?;
+        routed
+    })?;
+    until("the load is gone", STATE_WITHIN, || Ok(loads(senders) == [0, 0]))
 }

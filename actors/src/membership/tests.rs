@@ -230,8 +230,10 @@ fn nodes_have_two_sessions_and_other_pairs_have_one() {
     }
     check(&sender, &role("d", true, false), 0);
     check(&receiver, &role("d", false, true), 0);
-    check(&node, &Member::at(None, node.link), 1);
-    check(&receiver, &Member::at(None, node.link), 0);
+    let address = Member::at(None, node.link);
+    check(&node, &address, 2);
+    check(&sender, &address, 1);
+    check(&receiver, &address, 0);
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub enum Event {
     HeaderUnknown,
     /// A node of a proxy does not report, or its report cannot be used. Field: `node`.
     NodeLeftOut,
-    /// A node of a proxy has not reported for 3 s. Field: `node`.
+    /// A node of a proxy gave no valid report for 3 s. Field: `node`.
     NodeSilent,
 }
 
@@ -75,7 +75,7 @@ impl Event {
             Self::TooManyPeers => " the fleet has more peers for this process than link.sessions",
             Self::HeaderUnknown => " prefiller header names no connected sender",
             Self::NodeLeftOut => " node is left out: ",
-            Self::NodeSilent => " node is silent for 3 s",
+            Self::NodeSilent => " node gave no valid report for 3 s",
         }
     }
 

@@ -46,7 +46,7 @@ pub struct NodeReport {
     /// The steps that only decode; `None` until they are measured.
     #[serde(default)]
     pub decode: Option<DecodeReport>,
-    /// Answers that run.
+    /// Answers that run. Prompts of peers do not count.
     pub running: u64,
     /// Answers of the requests that wait for admission.
     pub waiting: u64,

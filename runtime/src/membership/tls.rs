@@ -142,3 +142,6 @@ fn certificates(key: &str, path: &Path, pem: &[u8]) -> anyhow::Result<Vec<Certif
     anyhow::ensure!(!found.is_empty(), "{key}: {} has no certificate", path.display());
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! A process with an engine as a member of a fleet: it registers itself and dials the members that decode.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use actors::membership::{Member, Statement};
 use actors::messages::PeersFound;
@@ -70,8 +70,7 @@ pub(super) fn join(
 async fn warn_of_many(own: Member, mut members: membership::MembersWatch, allowed: usize) {
     let mut was_too_large = false;
     loop {
-        let sessions: usize =
-            members.borrow_and_update().iter().map(|member| member.sessions_with(&own)).sum();
+        let sessions = sessions(&own, &members.borrow_and_update(), is_of_machine);
         let is_too_large = sessions > allowed;
         if is_too_large && !was_too_large {
             tracing::warn!(
@@ -85,6 +84,23 @@ async fn warn_of_many(own: Member, mut members: membership::MembersWatch, allowe
             return;
         }
     }
+}
+
+/// Number of sessions that the process `own` and the members open with each other. A name in DNS has the address of this process too, which is no
+/// peer. If the link port listens on all addresses, this process has each of the machine's addresses.
+fn sessions(own: &Member, members: &[Member], is_of_machine: impl Fn(IpAddr) -> bool) -> usize {
+    let is_own = |member: &Member| match (own.link, member.link) {
+        (Some(own), Some(link)) if own.ip().is_unspecified() => {
+            own.port() == link.port() && is_of_machine(link.ip())
+        }
+        (own, link) => own.is_some() && own == link,
+    };
+    members.iter().filter(|member| !is_own(member)).map(|member| member.sessions_with(own)).sum()
+}
+
+/// True if this machine has the address: only then a socket can be bound to it.
+fn is_of_machine(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 /// Tells the peer link which members to dial, as long as this process is registered.
@@ -116,4 +132,44 @@ fn dial(
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_address_among_those_of_a_name_is_no_peer() {
+        let own = |link: Option<&str>| Member {
+            name: "own".into(),
+            http: None,
+            link: link.map(|link| link.parse().unwrap()),
+            says: Some(Statement {
+                role: "node".into(),
+                prefills: true,
+                decodes: link.is_some(),
+                model: "m".into(),
+                fingerprint: "ab".into(),
+                protocol: Versions::OURS,
+            }),
+        };
+        let members = ["10.0.0.1:55555", "10.0.0.2:55555", "10.0.0.3:55555"]
+            .map(|link| Member::at(None, Some(link.parse().unwrap())));
+        let is_of_machine = |address: IpAddr| address == IpAddr::from([10, 0, 0, 2]);
+        let check = |link, expect| {
+            assert_eq!(sessions(&own(link), &members, is_of_machine), expect, "{link:?}");
+        };
+        check(Some("10.0.0.1:55555"), 4);
+        check(Some("0.0.0.0:55555"), 4);
+        check(Some("[::]:55555"), 4);
+        check(Some("0.0.0.0:55556"), 6);
+        check(Some("10.0.0.2:55556"), 6);
+        check(None, 3);
+    }
+
+    #[test]
+    fn a_machine_has_its_loopback_address_and_no_reserved_one() {
+        assert!(is_of_machine(IpAddr::from([127, 0, 0, 1])));
+        assert!(!is_of_machine(IpAddr::from([240, 0, 0, 1])));
+    }
 }

@@ -122,7 +122,7 @@ fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> F
         node: None,
         drain_control: None,
         metrics: Arc::new(move || {
-            // For a router, the prompts of peers are work as the process's own requests are.
+            // Unlike `running` in `/node`, this count has the prompts of peers, so that a router sees the load of a sender.
             let running = live.len() + load(metrics.prefills_live()) as usize;
             observed.render(&metrics, AnswerCounts { running, waiting: queue.waiting() })
                 + &membership.render()

@@ -35,7 +35,10 @@ pub fn poll(proxy: Arc<FleetProxy>) {
             ticks.tick().await;
             let lost = proxy.state().on_tick(Instant::now());
             for member in lost.into_iter().filter_map(|id| proxy.member(id)) {
-                tracing::warn!(node = member.address, "node is silent for 3 s; connections to it are cut");
+                tracing::warn!(
+                    node = member.address,
+                    "node gave no valid report for 3 s; connections to it are cut"
+                );
                 member.cut.send_modify(|cuts| *cuts += 1);
             }
         }
