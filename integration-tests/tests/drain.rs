@@ -124,6 +124,29 @@ fn a_drain_needs_the_key_if_there_is_one() -> Result<()> {
     node.until("it is drained", || Ok(get(&http, "/health")?.1["status"] == "draining"))
 }
 
+/// More requests wait on the node than the proxy may retry at a time.
+#[test]
+fn the_queue_of_a_node_that_drains_moves_to_another_node() -> Result<()> {
+    const REQUESTS: usize = 24;
+    let ports = [free_port()?, free_port()?];
+    let peers = ports.map(|port| format!("127.0.0.1:{port}"));
+    let start = |port| start_node(port, &peers, &["request.concurrency=1"], &[]);
+    let nodes = [start(ports[0])?, start(ports[1])?];
+    let https = [nodes[0].address("http.port")?, nodes[1].address("http.port")?];
+    let proxy = start_proxy(&https, &[])?;
+    let address = proxy.address("frontend.port")?;
+    proxy.until("both nodes report", || Ok(get(&address, "/health")?.1["nodes_ready"] == 2))?;
+    let asked: Vec<_> = (0..REQUESTS).map(|number| ask(&address, prompt(number, 20), 40)).collect();
+    let waiting = || get(&https[0], "/node")?.1["waiting"].as_u64().context("no `waiting`");
+    nodes[0].until("a queue is longer than three retries", || Ok(waiting()? > 4))?;
+    post(&https[0], DRAIN, &Value::Null)?;
+    for asked in asked {
+        assert_eq!(answer(asked)?.0, 40);
+    }
+    assert!(metrics(&address)?.get("baton_proxy_retries_total")? > 3);
+    Ok(())
+}
+
 /// Two nodes that restart one after the other, on the same ports, behind a proxy with clients. No request fails.
 #[test]
 fn a_rolling_restart_fails_no_request() -> Result<()> {

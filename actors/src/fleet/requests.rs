@@ -4,7 +4,8 @@
 //! after a busy node or a broken connection needs a place in the retry budget until the other node answers: at most a tenth of the live
 //! requests, and [`RETRIES_MIN`] in a small fleet. So a fault that makes most requests fail does not multiply the load on the nodes that are
 //! left. The budget counts the retries in progress, as Envoy's does. Unlike a token bucket, it needs no clock, and follows the load at
-//! once. A retry after a connection that could not be made needs no place, because no node has got the request.
+//! once. A retry after a connection that could not be made needs no place, because no node has got the request. Neither does one after a node that
+//! drains and refuses its queue, because the request has not run and the node refuses it once.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,6 +61,8 @@ pub struct FleetTicket {
 pub enum Failure {
     /// It has answered that it takes no requests now.
     Busy,
+    /// It drains, and has not begun the request.
+    Draining,
     /// No connection to it could be made, so it has not got the request.
     Unreachable,
     /// The connection broke.
@@ -167,7 +170,7 @@ impl FleetState {
         ask: &FleetAsk<'_>,
     ) -> Result<FleetTicket, FleetRefusal> {
         self.judge(now, ticket, |breaker, placed| match failure {
-            Failure::Busy => breaker.began(placed),
+            Failure::Busy | Failure::Draining => breaker.began(placed),
             Failure::Unreachable | Failure::Broke => breaker.broke(now, placed),
             Failure::Late => breaker.was_late(now, placed),
             Failure::OutOfTime => {}
@@ -176,14 +179,15 @@ impl FleetState {
         let may_begin = self.retrying < RETRIES_MIN.max(self.requests.len() / RETRIES_PART);
         let Some(request) = self.requests.get_mut(&ticket) else { return Err(FleetRefusal::NoNode) };
         request.tried.extend(node);
-        request.is_lost |= failure != Failure::Busy;
+        request.is_lost |= !matches!(failure, Failure::Busy | Failure::Draining);
         let nodes = request.tried.len();
         let refusal = match (failure, request.is_lost) {
             (Failure::Late | Failure::OutOfTime, _) => return Err(FleetRefusal::Late),
             (_, true) => FleetRefusal::Lost { nodes },
             (_, false) => FleetRefusal::Busy { nodes },
         };
-        let needs_place = failure != Failure::Unreachable && !request.is_retry;
+        let cost_nothing = matches!(failure, Failure::Unreachable | Failure::Draining);
+        let needs_place = !cost_nothing && !request.is_retry;
         if nodes >= ATTEMPTS || (needs_place && !may_begin) {
             return Err(refusal);
         }

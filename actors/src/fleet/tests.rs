@@ -414,6 +414,7 @@ fn at_most_a_tenth_of_the_live_requests_is_in_a_retry() {
     assert_eq!(retries(60, 40, Failure::Busy), 10);
     assert_eq!(retries(60, 40, Failure::Broke), 10);
     assert_eq!(retries(0, 20, Failure::Unreachable), 20, "no node has begun to compute them");
+    assert_eq!(retries(0, 20, Failure::Draining), 20, "a node that drains has a queue of any length");
 }
 
 #[test]

@@ -17,7 +17,12 @@ pub(super) struct ApiError {
     pub(super) param: Option<String>,
     /// Value of `Retry-After`, for the statuses that have it.
     pub(super) retry_seconds: u64,
+    /// The process drains and has not begun the request. The response has the header [`DRAINING`].
+    pub(super) is_draining: bool,
 }
+
+/// The header of a refusal by a process that drains. A proxy sends such a request to another node, however many requests it retries then.
+pub(super) const DRAINING: &str = "x-baton-draining";
 
 /// The body: `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Serialize)]
@@ -36,7 +41,7 @@ struct Detail<'a> {
 impl ApiError {
     /// An error that concerns no single field.
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, retry_seconds: 1 }
+        Self { status, message: message.into(), param: None, retry_seconds: 1, is_draining: false }
     }
 
     /// Status 400 for one field.
@@ -60,6 +65,9 @@ impl ApiError {
         let mut response = HttpResponse::build(self.status);
         if [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status) {
             response.insert_header((RETRY_AFTER, self.retry_seconds.to_string()));
+        }
+        if self.is_draining {
+            response.insert_header((DRAINING, "true"));
         }
         if self.status == StatusCode::REQUEST_TIMEOUT {
             // The rest of the late body must not be read as the next request.
@@ -93,7 +101,7 @@ impl From<Refused> for ApiError {
             // Busy, shutting down, no prefiller: a later attempt may succeed.
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Self::new(status, refused.to_string())
+        Self { is_draining: refused == Refused::ShuttingDown, ..Self::new(status, refused.to_string()) }
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::time::timeout_at;
 
 use super::client::{self, SendError, ToNode};
 use super::{FleetMember, FleetProxy, refused};
-use crate::frontend::api_error::ApiError;
+use crate::frontend::api_error::{ApiError, DRAINING};
 use crate::frontend::body::{self, Body};
 use crate::frontend::connection::Connection;
 use crate::frontend::deadline_header;
@@ -116,7 +116,8 @@ async fn answer(
         let (failure, busy) = match answer {
             Ok(answer) => match answer.response.status() {
                 hyper::StatusCode::SERVICE_UNAVAILABLE | hyper::StatusCode::TOO_MANY_REQUESTS => {
-                    (Failure::Busy, Some(answer))
+                    let drains = answer.response.headers().contains_key(DRAINING);
+                    (if drains { Failure::Draining } else { Failure::Busy }, Some(answer))
                 }
                 hyper::StatusCode::UNAUTHORIZED => {
                     key_refused = true;

@@ -152,7 +152,11 @@ fn waiting_requests_fail_when_the_process_ends() {
     stream.until(": keep-alive\n\n");
     server.until(PERMITS, 2);
     server.shared.admission.close();
-    assert!(whole.until("server is draining").starts_with("HTTP/1.1 503 "));
+    let refused = whole.until("server is draining");
+    assert!(
+        refused.starts_with("HTTP/1.1 503 ") && refused.contains("\r\nx-baton-draining: true\r\n"),
+        "{refused}"
+    );
     stream.until("server is draining");
     server.until(PERMITS, 0);
 }
