@@ -119,7 +119,7 @@ struct Fleet {
 
 impl Fleet {
     fn new(nodes: usize) -> Self {
-        let mut state = FleetState::new(INDEX_BYTES, Duration::from_secs(1));
+        let mut state = FleetState::new(INDEX_BYTES, Duration::from_secs(1), 0);
         let ids = (0..nodes).map(|_| state.joined()).collect();
         let (live, events) = (vec![0; nodes], BTreeMap::new());
         let mut fleet = Self { state, start: Instant::now(), ids, live, events, scheduled: 0 };
