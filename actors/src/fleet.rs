@@ -8,8 +8,9 @@
 //! the process is another one. If the proxy itself has not run for a while, as on a machine that pauses, this time does not count: the nodes'
 //! answers are not read yet.
 //!
-//! **Own placements.** A placed prompt counts at its prefiller until its first byte arrives, or until a report that was asked for at least 50 ms
-//! after the placement.
+//! **Own placements.** A report contains a placed request if it was asked for at least 50 ms after the placement. Until a report contains it, the
+//! rows and pages of its answer are added to the report of the decoding node, and its prompt to that of the prefilling node. A prompt whose
+//! first byte has arrived counts no more.
 //!
 //! **Failures.** The state decides whether a request that has failed goes to another node (`fleet/requests.rs`), and whether a node whose
 //! connections break gets requests (`fleet/breaker.rs`).
@@ -84,7 +85,7 @@ pub struct NodeView {
 }
 
 impl NodeView {
-    /// Whether both are reports of one process with the same work and weights.
+    /// Whether both are reports of one process with the same capabilities, model and weights.
     fn is_same_process(&self, other: &Self) -> bool {
         self.name == other.name
             && self.capabilities == other.capabilities
@@ -102,7 +103,7 @@ struct FleetNode {
     breaker: Breaker,
     /// [`FleetState::links`] when its prefillers were last told to the routing.
     links: u64,
-    /// Prompts that were placed there and are in no report yet, the oldest first.
+    /// Requests that were placed there to prefill or to decode and are in no report yet, the oldest first.
     unreported: VecDeque<(Instant, TicketId)>,
 }
 
@@ -146,12 +147,12 @@ pub struct FleetState {
 }
 
 impl FleetState {
-    /// A fleet without nodes. `index_bytes` and `ttft_target` are those of [`RoutingConfig`], for each model.
-    pub fn new(index_bytes: u64, ttft_target: Duration) -> Self {
+    /// A fleet without nodes. The arguments are those of [`RoutingConfig`], for each model. Proxies of the same fleet need different seeds.
+    pub fn new(index_bytes: u64, ttft_target: Duration, seed: u64) -> Self {
         // The decoding node is a candidate among the others.
         let (local_if_sooner_by, local) = (Duration::ZERO, LocalPrefill::Auto);
         Self {
-            config: RoutingConfig { index_bytes, ttft_target, local_if_sooner_by, local, seed: 0 },
+            config: RoutingConfig { index_bytes, ttft_target, local_if_sooner_by, local, seed },
             nodes: BTreeMap::new(),
             next_node: 0,
             by_address: HashMap::new(),
@@ -162,12 +163,6 @@ impl FleetState {
             retrying: 0,
             ticked: None,
         }
-    }
-
-    /// Sets [`RoutingConfig::seed`]. Proxies of the same fleet need different ones.
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.config.seed = seed;
-        self
     }
 
     /// A node is a member of the fleet. It gets requests once it has reported.
@@ -208,9 +203,11 @@ impl FleetState {
         self.model(model)?.1.context_tokens
     }
 
-    /// Tokens in a page of a model. Without a name it is that of the fleet's first model.
+    /// Tokens in a page for [`FleetAsk::hashes`]; `None` if the state does not use them, because it has no prefix index. Without a name of a model it
+    /// is that of the fleet's first model.
     pub fn page_tokens(&self, model: Option<&str>) -> Option<u32> {
-        self.model(model).map(|(_, model)| model.page_tokens)
+        let (_, model) = self.model(model).filter(|_| self.config.index_bytes > 0)?;
+        Some(model.page_tokens)
     }
 
     fn model(&self, name: Option<&str>) -> Option<(&Arc<str>, &FleetModel)> {
@@ -294,11 +291,20 @@ impl FleetState {
         }
         model.room_reported(id, &report);
         let load = report.load;
+        let is_smaller = |(before, _): &(NodeView, Instant)| before.context_tokens > report.context_tokens;
+        let has_shrunk = node.last.as_ref().is_some_and(is_smaller);
         (node.last, node.is_cut) = (Some((report, now)), false);
         let mut contained = Vec::new();
         while let Some((_, ticket)) = node.unreported.pop_front_if(|(placed, _)| *placed + DELIVERY <= asked)
         {
-            contained.extend(self.requests.get_mut(&ticket).and_then(FleetRequest::in_report));
+            let Some(request) = self.requests.get_mut(&ticket) else { continue };
+            contained.extend(request.prompt_in_report(id));
+            if let Some(share) = request.decode_in_report(id) {
+                model.routing.decode_in_reports(id, share);
+            }
+        }
+        if has_shrunk {
+            self.update_contexts();
         }
         self.update_accepts(now, id);
         if let Some(model) = self.model_of(id) {
@@ -324,15 +330,20 @@ impl FleetState {
                 cut.push(id);
             }
         }
+        self.update_contexts();
+        cut
+    }
+
+    /// Finds the largest context of each model among the nodes that were not lost at the last tick.
+    fn update_contexts(&mut self) {
         self.models.values_mut().for_each(|model| model.context_tokens = None);
+        let is_lost =
+            |at: Instant| self.ticked.is_some_and(|now| now.saturating_duration_since(at) >= LOST_AFTER);
         for (view, at) in self.nodes.values().filter_map(|node| node.last.as_ref()) {
-            if let Some(model) = self.models.get_mut(&view.model)
-                && now.saturating_duration_since(*at) < LOST_AFTER
-            {
+            if let Some(model) = self.models.get_mut(&view.model).filter(|_| !is_lost(*at)) {
                 model.context_tokens = model.context_tokens.max(Some(view.context_tokens));
             }
         }
-        cut
     }
 
     /// True if a node has reported a model of this name.
@@ -396,6 +407,7 @@ impl FleetState {
         if model.fingerprint == report.fingerprint && !self.nodes.iter().any(has_model) {
             self.models.remove(&report.model);
         }
+        self.update_contexts();
     }
 
     /// This address is no longer that of the node.

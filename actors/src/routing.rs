@@ -12,24 +12,25 @@
 //! **Decode.** The choice is, in this order:
 //! 1. The member with the longest cached prefix of the prompt, if that is at least half of it and the member has pages for the request: a
 //!    conversation continues where its KV is.
-//! 2. The member that decodes most and has pages for the request, while its steps take at most half as long again as if the answers of all members were spread evenly. So many
-//!    answers share one reading of the weights, and the other members prefill in long steps, without rows that they delay. On a CPU, where each row
-//!    costs as much, answers are spread. A member is left out while requests wait there for admission, or while the members that can prefill for it
-//!    are all much busier than others.
+//! 2. The member that decodes most and has pages for the request, while its steps take at most half as long again as if the answers of all
+//!    members were spread evenly. Then many answers share one reading of the weights, and the other members prefill in long steps, without rows
+//!    that they delay. On a CPU, where each row costs as much, answers are spread. A member is left out while requests wait there for admission,
+//!    or while the members that can prefill for it are all much busier than others.
 //! 3. A member with few rows and about the most free pages.
 //! 4. If all are busy: of those with about the most free pages, one that prefills about as soon as any and has about the fewest rows. It prefills too,
 //!    unless another member is better for that.
 //!
-//! The rows of a member are those that it reports, or, if they are more, those expected from the router's own placements ([`DecodeShare`]) and the
-//! reported ones of other routers.
+//! The rows of a member are those that it reports and those expected from the router's own placements ([`DecodeShare`]) that are not in the
+//! report, or, if they are more, those expected from all placements of the router.
 //!
 //! **Prefill.** The candidates are at most 8 members with the longest known prefixes and the 8 members with the shortest queues. Members
 //! whose prefills fail pause. The rules, in this order:
 //! 1. A candidate without a queue whose speed is unknown, and that has not ended a prefill yet, is tried first.
-//! 2. If no candidate is predicted to meet [`RoutingConfig::ttft_target`], the soonest is chosen.
+//! 2. If no candidate is predicted to meet [`RoutingConfig::ttft_target`], the soonest is chosen or, at random, one that is about as good.
 //! 3. The cost of a candidate is the time of these tokens at its speed: the work, an eighth of the queue, and the tokens that the member has
 //!    computed recently in excess of the others (at most the prompt's length). So a prefix that is asked for very often gets a second holder, and
-//!    busy times stay even. The candidate with the lowest cost is chosen, or one with as little work that is faster.
+//!    busy times stay even. The candidate with the lowest cost is chosen, or one with as little work that is
+//!    faster or, at random, one that is about as good.
 //! 4. If no member has the first tokens of the prompt, only the soonest candidates are considered, and a hash of these tokens chooses among those
 //!    that cost about the same. So several routers that do not know each other choose the same member. A node that has received the request
 //!    itself ([`Ask::decode_on`]) prefills it, unless another candidate is clearly sooner. For this, the predictions of the others contain the
@@ -45,8 +46,8 @@
 //! most 5 % longer, which is less than the error of a prediction, and the work differs by at most 2 % of the prompt. Members that hold
 //! the same prefix and decode equally much are chosen at random too. Two choices stay the same in all routers on purpose: a prompt with an unknown beginning
 //! goes to the member that its hash chooses, so that its KV is computed once, and answers go to the member that decodes most.
-//! Each router adds what it has placed to the last report. Between two reports, it places as many answers on a member as the last report has free rows.
-//! So `n` routers place at most `n` times as many there.
+//! Each router adds what it has placed to the last report. It adds answers to a member until the rows that it expects there fill the room in that
+//! report, so `n` routers may fill it `n` times. Conversations that return to their KV are limited only by pages.
 //!
 //! `routing/tests/several.rs` has several routers, and `routing/tests/fleet.rs` measures these rules on a small model of a fleet.
 
@@ -155,6 +156,23 @@ pub struct DecodeShare {
     pub millirows: u32,
 }
 
+impl DecodeShare {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            pages: self.pages.saturating_add(other.pages),
+            millirows: self.millirows.saturating_add(other.millirows),
+        }
+    }
+
+    /// Zero where `other` is larger.
+    fn minus(self, other: Self) -> Self {
+        Self {
+            pages: self.pages.saturating_sub(other.pages),
+            millirows: self.millirows.saturating_sub(other.millirows),
+        }
+    }
+}
+
 /// Where a request runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed<M> {
@@ -224,15 +242,17 @@ impl<M: Copy + Ord> Routing<M> {
         others.filter_map(|member| member.prefillers.as_mut()).for_each(|prefillers| prefillers.remove(key));
     }
 
-    /// A member has reported its load. The placed prompts whose prefill has not ended are taken to be in it.
+    /// A member has reported its load. The report is taken to contain all placed requests.
     pub fn reported(&mut self, now: Instant, id: M, report: &LoadReport) {
         if let Some(member) = self.member_mut(id) {
+            member.all_decodes_in_reports();
             member.reported(now, report, member.waiting);
         }
     }
 
     /// A member has reported its load. `prompts` are the placed prompts that this report contains for the first
-    /// time, by their [`Placed::prefill_tokens`]. They no longer count as waiting.
+    /// time, by their [`Placed::prefill_tokens`]. They no longer count as waiting. The report contains the placed requests for which
+    /// [`decode_in_reports`](Self::decode_in_reports) was called.
     pub fn reported_with(
         &mut self,
         now: Instant,
@@ -309,17 +329,11 @@ impl<M: Copy + Ord> Routing<M> {
         }
     }
 
-    /// A placed request has begun to decode.
-    pub fn row_began(&mut self, id: M) {
+    /// The next report of the member that decodes a placed request contains it, or the request is about to end and no report has contained it.
+    /// `share` is [`Placed::decode`].
+    pub fn decode_in_reports(&mut self, id: M, share: DecodeShare) {
         if let Some(member) = self.member_mut(id) {
-            member.row_began();
-        }
-    }
-
-    /// A request that had [begun to decode](Self::row_began) has ended.
-    pub fn row_ended(&mut self, id: M) {
-        if let Some(member) = self.member_mut(id) {
-            member.row_ended();
+            member.decode_in_reports(share);
         }
     }
 
@@ -340,10 +354,16 @@ impl<M: Copy + Ord> Routing<M> {
         self.index.bytes()
     }
 
-    /// Expected thousandths of rows of the requests that were placed on a member and have not ended.
+    /// What the requests that were placed on a member to decode and have not ended take.
     #[cfg(test)]
-    pub(crate) fn live_rows(&self, id: M) -> u64 {
-        self.keys.get(&id).map_or(0, |key| self.member(*key).placed_millirows)
+    pub(crate) fn share_of(&self, id: M) -> DecodeShare {
+        self.keys.get(&id).map_or(DecodeShare::default(), |key| self.member(*key).placed)
+    }
+
+    /// The pages that are free on a member.
+    #[cfg(test)]
+    pub(crate) fn room(&self, id: M) -> u32 {
+        self.keys.get(&id).map_or(0, |key| self.member(*key).room())
     }
 
     /// The rows of a member.
@@ -412,7 +432,7 @@ impl<M: Copy + Ord> Routing<M> {
         };
         let (decoder, stays) = decoder.ok_or(NotPlaced::NoDecoder)?;
         let (choice, predictions) = match prefiller {
-            Some(key) => (Some(decision.estimate(key, decoder, 0.0)), 0),
+            Some(key) => (Some(decision.estimate(key, decoder, decision.fastest)), 0),
             None => decision.prefiller(decoder, stays),
         };
         let Estimate { key: prefiller, work, ttft, .. } = choice.ok_or(NotPlaced::NoPrefiller)?;

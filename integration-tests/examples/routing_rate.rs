@@ -6,8 +6,12 @@
 //! The program drives [`FleetState`] in virtual time, without sockets. All nodes prefill and decode, and each one is connected to all others.
 //! REQUESTS requests arrive at random, 20 per second and node. Seven of ten prompts begin with one of 64 system prompts, one is a longer turn of
 //! an earlier prompt, and the others are new. The lengths are between 100 and 8,000 tokens; each order of magnitude is as likely as another.
-//! Each request gets its first byte and its end later, and each node reports ten times per second. The table has the time of one decision,
-//! which is the hashes and the choice, and the other calls per decision: first bytes, ends and reports.
+//! Each request gets its first byte and its end later, and each node reports ten times per second. Before the measurement, the fleet runs for
+//! 10 s of virtual time and 20,000 requests, so that answers end as often as they begin and the prefix index is full.
+//!
+//! The table has the average times per request. *hashes* is the time of [`PromptHashes::new`], which needs no lock, and *choice* is that of
+//! [`FleetState::place`]. Both together are a decision. *ends* is the time of the calls at the first byte and at the end of an answer, and *reports*
+//! that of all reports and ticks between two requests. *requests/s* counts all four.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -34,6 +38,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// Memory of the prefix index: the default of `routing.index_bytes`.
 const INDEX_BYTES: u64 = 16 << 20;
+/// Virtual time and requests before the measurement.
+const WARM_UP: (Duration, usize) = (Duration::from_secs(10), 20_000);
 
 enum Event {
     Arrives,
@@ -59,9 +65,20 @@ impl Spent {
         result
     }
 
-    fn nanos(&self, decisions: usize) -> u128 {
-        self.total.as_nanos() / decisions as u128
+    fn nanos(&self, requests: usize) -> u128 {
+        self.total.as_nanos() / requests as u128
     }
+}
+
+/// What is measured.
+#[derive(Default)]
+struct Measured {
+    requests: usize,
+    tokens: usize,
+    hashes: Spent,
+    choices: Spent,
+    ends: Spent,
+    reports: Spent,
 }
 
 /// Prompts of a realistic mixture.
@@ -119,7 +136,7 @@ struct Fleet {
 
 impl Fleet {
     fn new(nodes: usize) -> Self {
-        let mut state = FleetState::new(INDEX_BYTES, Duration::from_secs(1));
+        let mut state = FleetState::new(INDEX_BYTES, Duration::from_secs(1), 0);
         let ids = (0..nodes).map(|_| state.joined()).collect();
         let (live, events) = (vec![0; nodes], BTreeMap::new());
         let mut fleet = Self { state, start: Instant::now(), ids, live, events, scheduled: 0 };
@@ -178,27 +195,29 @@ impl Fleet {
     }
 }
 
-fn measure(nodes: usize, requests: usize) {
+fn measure(nodes: usize, requests: usize) -> Measured {
     let mut fleet = Fleet::new(nodes);
     let mut prompts = Prompts { random: SplitMix64::new(7), recent: Vec::new() };
-    let (mut hashes, mut choices, mut ends, mut reports) =
-        (Spent::default(), Spent::default(), Spent::default(), Spent::default());
-    let (mut arrived, mut tokens, mut next_tick) = (0, 0, Duration::ZERO);
+    let mut measured = Measured::default();
+    let (mut is_warm, mut next_tick) = (false, Duration::ZERO);
     let index = |id: NodeId| id.0 as usize;
     fleet.at(Duration::ZERO, Event::Arrives);
     while let Some(((time, _), event)) = fleet.events.pop_first() {
         let now = fleet.start + time;
         if time >= next_tick {
-            reports.add(|| fleet.state.on_tick(now));
+            measured.reports.add(|| fleet.state.on_tick(now));
             next_tick = time + REPORT_EVERY;
         }
         match event {
-            Event::Arrives if arrived == requests => break,
+            Event::Arrives if is_warm && measured.requests == requests => break,
             Event::Arrives => {
-                arrived += 1;
+                if !is_warm && time >= WARM_UP.0 && measured.requests >= WARM_UP.1 {
+                    (is_warm, measured) = (true, Measured::default());
+                }
                 let prompt = prompts.next();
-                tokens += prompt.len();
-                let hashes = hashes.add(|| PromptHashes::new(PAGE_TOKENS, None, &prompt));
+                measured.requests += 1;
+                measured.tokens += prompt.len();
+                let hashes = measured.hashes.add(|| PromptHashes::new(PAGE_TOKENS, None, &prompt));
                 let ask = FleetAsk {
                     model: None,
                     prompt: &prompt,
@@ -206,7 +225,9 @@ fn measure(nodes: usize, requests: usize) {
                     hashes: Some(&hashes),
                     max_tokens: Some(ANSWER_TOKENS),
                 };
-                let Ok(ticket) = choices.add(|| fleet.state.place(now, &ask)) else { panic!("no node") };
+                let Ok(ticket) = measured.choices.add(|| fleet.state.place(now, &ask)) else {
+                    panic!("no node")
+                };
                 let node = index(ticket.decode_on);
                 fleet.live[node] += 1;
                 let answered = time + Duration::from_nanos(prompt.len() as u64 * u64::from(NANOS_PER_TOKEN));
@@ -215,48 +236,49 @@ fn measure(nodes: usize, requests: usize) {
                 let gap = -(1.0 - prompts.uniform()).ln() / (RATE as f64 * nodes as f64);
                 fleet.at(time + Duration::from_secs_f64(gap), Event::Arrives);
             }
-            Event::Answered(ticket) => ends.add(|| fleet.state.answered(now, ticket)),
+            Event::Answered(ticket) => measured.ends.add(|| fleet.state.answered(now, ticket)),
             Event::Ended(ticket, node) => {
                 fleet.live[node] -= 1;
-                ends.add(|| {
+                measured.ends.add(|| {
                     fleet.state.completed(now, ticket);
                     fleet.state.ended(now, ticket);
                 });
             }
             Event::Reports(node) => {
                 let view = fleet.view(node);
-                reports.add(|| fleet.tell(time, node, view));
+                measured.reports.add(|| fleet.tell(time, node, view));
                 fleet.at(time + REPORT_EVERY, Event::Reports(node));
             }
         }
     }
-    let decision = hashes.nanos(requests) + choices.nanos(requests);
-    println!(
-        "{nodes:>6} {:>12} {:>10} {:>10} {:>12.1} {:>14} {:>14} {:>12}",
-        tokens / requests,
-        hashes.nanos(requests),
-        choices.nanos(requests),
-        choices.longest.as_secs_f64() * 1e6,
-        ends.nanos(requests),
-        reports.nanos(requests),
-        1_000_000_000 / decision,
-    );
+    measured
 }
 
 fn main() {
     let requests = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(20_000);
     println!(
-        "{:>6} {:>12} {:>10} {:>10} {:>12} {:>14} {:>14} {:>12}",
+        "{:>6} {:>12} {:>10} {:>10} {:>12} {:>10} {:>12} {:>12} {:>12}",
         "nodes",
         "tokens/req",
         "hashes ns",
         "choice ns",
         "longest us",
-        "other calls ns",
+        "ends ns",
         "reports ns",
-        "decisions/s"
+        "decisions/s",
+        "requests/s"
     );
     for nodes in [10, 100, 1000] {
-        measure(nodes, requests);
+        let Measured { tokens, hashes, choices, ends, reports, .. } = measure(nodes, requests);
+        let longest = choices.longest.as_secs_f64() * 1e6;
+        let [hashes, choices, ends, reports] =
+            [hashes, choices, ends, reports].map(|spent| spent.nanos(requests));
+        let decision = hashes + choices;
+        println!(
+            "{nodes:>6} {:>12} {hashes:>10} {choices:>10} {longest:>12.1} {ends:>10} {reports:>12} {:>12} {:>12}",
+            tokens / requests,
+            1_000_000_000 / decision,
+            1_000_000_000 / (decision + ends + reports),
+        );
     }
 }

@@ -92,6 +92,7 @@ pub use memory::InputMemory;
 #[cfg(test)]
 pub(crate) use model_text::testing;
 pub use model_text::{ModelText, TextError};
+pub(crate) use names::random_word;
 pub use node_report::{DecodeReport, NodeReport, NodeState};
 pub use observed::{AnswerCounts, CacheInfo, Observed, used_pages};
 pub use reasoning::ReasoningFormat;

@@ -5,7 +5,6 @@
 //! still run, and it ends the sessions, the transport and the memory pool, in this order. A process that `POST /admin/drain` has drained stays up
 //! until a signal or a fault ends it.
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +26,7 @@ use tokio::sync::mpsc::Sender;
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::drain::{Drain, DrainStage};
 use crate::frontend::{
-    Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind,
+    Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind, random_word,
 };
 use crate::grammar::ModelCompiler;
 use crate::kv_events::{self, EventSource, KvEventPorts};
@@ -332,8 +331,7 @@ fn routing(config: &Config) -> RoutingConfig {
         ttft_target: config.routing.ttft_target,
         local_if_sooner_by: config.frontend.local_if_sooner_by,
         local: config.frontend.local,
-        // Each `RandomState` has new keys.
-        seed: RandomState::new().hash_one(0_u8),
+        seed: random_word(),
     }
 }
 

@@ -125,15 +125,22 @@ struct Placement {
     placed: Instant,
     /// The prompt counts at its prefiller.
     is_counted: bool,
-    /// The answer has begun.
-    has_begun: bool,
+    /// A report of the decoding node contains the request.
+    is_reported: bool,
 }
 
 impl FleetRequest {
-    /// The prompt no longer counts at its prefiller. Returns its work there, if it has counted until now.
-    pub(super) fn in_report(&mut self) -> Option<u32> {
-        let placement = self.placement.as_mut()?;
+    /// A report of this node contains the request. Returns the work of its prompt, if the node prefills it and it has counted there until now.
+    pub(super) fn prompt_in_report(&mut self, node: NodeId) -> Option<u32> {
+        let placement = self.placement.as_mut().filter(|placement| placement.prefill_on == node)?;
         std::mem::take(&mut placement.is_counted).then_some(placement.prefill_tokens)
+    }
+
+    /// A report of this node contains the request. Returns what the answer takes there, if the node decodes it and no report has contained it.
+    pub(super) fn decode_in_report(&mut self, node: NodeId) -> Option<DecodeShare> {
+        let placement = self.placement.as_mut().filter(|placement| placement.decode_on == node)?;
+        let was_reported = std::mem::replace(&mut placement.is_reported, true);
+        (!was_reported).then_some(placement.decode)
     }
 }
 
@@ -239,7 +246,6 @@ impl FleetState {
         self.judge(now, ticket, |breaker, placed| breaker.began(placed));
         self.uncount(now, ticket, outcome);
         self.leave_budget(ticket);
-        self.count_row(ticket, true);
         // The prefiller has done its part, so another request may probe it.
         let placement = self.requests.get(&ticket).and_then(|request| request.placement.as_ref());
         if let Some((node, placed)) = placement.map(|placement| (placement.prefill_on, placement.placed)) {
@@ -323,7 +329,7 @@ impl FleetState {
             prefill_tokens: placed.prefill_tokens,
             placed: now,
             is_counted: true,
-            has_begun: false,
+            is_reported: false,
         };
         if let Some(request) = self.requests.get_mut(&ticket) {
             request.placement = Some(placement);
@@ -331,8 +337,11 @@ impl FleetState {
         for node in [decode_on, prefill_on] {
             self.breaker_of(now, node, |breaker| breaker.placed(now, ticket));
         }
-        if let Some(node) = self.nodes.get_mut(&prefill_on) {
-            node.unreported.push_back((now, ticket));
+        let other = Some(prefill_on).filter(|_| prefill_on != decode_on);
+        for id in std::iter::once(decode_on).chain(other) {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.unreported.push_back((now, ticket));
+            }
         }
         let address = self.nodes.get(&prefill_on).and_then(|node| node.last.as_ref());
         let address = address.and_then(|(report, _)| report.address);
@@ -342,45 +351,30 @@ impl FleetState {
     /// A request no longer runs on its nodes. Returns the one that decoded it.
     fn release(&mut self, now: Instant, ticket: TicketId) -> Option<NodeId> {
         self.uncount(now, ticket, &PrefillOutcome::Withdrawn);
-        self.count_row(ticket, false);
         let request = self.requests.get_mut(&ticket)?;
         let (placement, model) = (request.placement.take()?, request.model.clone());
         let is_there = self.name_of(placement.decode_on) == Some(placement.decode_name);
         if let Some(model) = self.models.get_mut(&model).filter(|_| is_there) {
+            if !placement.is_reported {
+                model.routing.decode_in_reports(placement.decode_on, placement.decode);
+            }
             model.routing.decoded(placement.decode_on, placement.decode);
         }
-        if let Some(node) = self.nodes.get_mut(&placement.prefill_on) {
-            node.unreported.retain(|(_, unreported)| *unreported != ticket);
-        }
-        for node in [placement.decode_on, placement.prefill_on] {
-            self.breaker_of(now, node, |breaker| breaker.ended(ticket));
+        for id in [placement.decode_on, placement.prefill_on] {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.unreported.retain(|(_, unreported)| *unreported != ticket);
+            }
+            self.breaker_of(now, id, |breaker| breaker.ended(ticket));
         }
         Some(placement.decode_on)
-    }
-
-    /// The answer of a request has begun, or has ended.
-    fn count_row(&mut self, ticket: TicketId, begins: bool) {
-        let Some(request) = self.requests.get_mut(&ticket) else { return };
-        let Some(placement) = request.placement.as_mut().filter(|placement| placement.has_begun != begins)
-        else {
-            return;
-        };
-        placement.has_begun = begins;
-        let (node, name) = (placement.decode_on, placement.decode_name);
-        let last = self.nodes.get(&node).and_then(|node| node.last.as_ref());
-        let is_there = last.is_some_and(|(view, _)| view.name == name);
-        if let Some(model) = self.models.get_mut(&request.model).filter(|_| is_there) {
-            if begins { model.routing.row_began(node) } else { model.routing.row_ended(node) }
-        }
     }
 
     /// The prompt of this request no longer counts at its prefiller.
     fn uncount(&mut self, now: Instant, ticket: TicketId, outcome: &PrefillOutcome) {
         let Some(request) = self.requests.get_mut(&ticket) else { return };
-        let was_counted = request.in_report().is_some();
-        let Some(Placement { prefill_on, prefill_name, prefill_tokens, .. }) = &request.placement else {
-            return;
-        };
+        let Some(placement) = request.placement.as_mut() else { return };
+        let was_counted = std::mem::take(&mut placement.is_counted);
+        let Placement { prefill_on, prefill_name, prefill_tokens, .. } = placement;
         let node = self.nodes.get(prefill_on).and_then(|node| node.last.as_ref());
         let is_there = node.is_some_and(|(view, _)| view.name == *prefill_name);
         if let Some(model) = self.models.get_mut(&request.model).filter(|_| was_counted && is_there) {

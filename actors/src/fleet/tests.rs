@@ -1,4 +1,5 @@
 mod identity;
+mod placements;
 
 use super::*;
 use crate::messages::DecodeSteps;
@@ -53,7 +54,7 @@ impl Fleet {
     /// Three nodes that have reported. Two rounds of reports, because a node is known by its address after its first one.
     fn new() -> (Self, [NodeId; 3]) {
         let mut fleet =
-            Self { state: FleetState::new(16 << 20, Duration::from_secs(1)), now: Instant::now() };
+            Self { state: FleetState::new(16 << 20, Duration::from_secs(1), 0), now: Instant::now() };
         let nodes = [1, 2, 3].map(|_| fleet.state.joined());
         for _ in 0..2 {
             nodes.into_iter().zip(1..).for_each(|(node, number)| fleet.report(node, report(number)).unwrap());
@@ -218,44 +219,6 @@ fn only_a_connected_node_prefills_for_another() {
 }
 
 #[test]
-fn placements_count_until_a_report_contains_them() {
-    let (mut fleet, nodes) = Fleet::new();
-    let first = fleet.place(&prompt(1, 500));
-    let number = 1 + nodes.iter().position(|node| *node == first.decode_on).unwrap() as u64;
-    let waiting = |fleet: &Fleet| fleet.state.models["m"].routing.waiting();
-    assert_eq!(waiting(&fleet), 500);
-    fleet.report(first.decode_on, report(number)).unwrap();
-    assert_eq!(waiting(&fleet), 500, "the report was asked for before the request could arrive");
-    fleet.pass(100);
-    fleet.report(first.decode_on, report(number)).unwrap();
-    assert_eq!(waiting(&fleet), 0, "the node has computed it");
-    fleet.state.answered(fleet.now, first.id);
-    fleet.state.ended(fleet.now, first.id);
-    fleet.state.ended(fleet.now, first.id);
-    assert_eq!((waiting(&fleet), fleet.state.live()), (0, 0));
-}
-
-#[test]
-fn an_answer_that_runs_is_no_answer_of_another_proxy() {
-    let (mut fleet, [node, ..]) = Fleet::new();
-    let decoding = |fleet: &mut Fleet| {
-        let load = LoadReport { decoding: 1, ..report(1).load };
-        fleet.report(node, NodeView { load, ..report(1) }).unwrap();
-        fleet.state.models["m"].routing.rows(node)
-    };
-    let ticket = fleet.place_on(node);
-    fleet.state.answered(fleet.now, ticket.id);
-    assert_eq!(decoding(&mut fleet), 1.0);
-    fleet.state.ended(fleet.now, ticket.id);
-    assert_eq!(decoding(&mut fleet), 1.0, "that of another proxy");
-    let ticket = fleet.place_on(node);
-    let share = fleet.state.models["m"].routing.live_rows(node) as f64 / 1e3;
-    assert!(share > 0.1);
-    assert_eq!(fleet.state.models["m"].routing.rows(node), 1.0 + share);
-    fleet.state.ended(fleet.now, ticket.id);
-}
-
-#[test]
 fn other_weights_under_the_same_name_are_left_out() {
     let (mut fleet, [first, ..]) = Fleet::new();
     let other = NodeView { name: 9, fingerprint: "other".into(), ..report(1) };
@@ -284,7 +247,7 @@ fn lone_receiver(number: u64) -> NodeView {
 
 #[test]
 fn a_receiver_without_senders_prefills_itself() {
-    let mut fleet = Fleet { state: FleetState::new(0, Duration::from_secs(1)), now: Instant::now() };
+    let mut fleet = Fleet { state: FleetState::new(0, Duration::from_secs(1), 0), now: Instant::now() };
     let node = fleet.state.joined();
     fleet.report(node, lone_receiver(1)).unwrap();
     assert_eq!(fleet.run(&prompt(1, 100)), (None, node));

@@ -81,11 +81,13 @@ pub(super) struct Decision<'a, M> {
     /// What is known of the beginning of the prompt.
     path: Path<'a>,
     /// Number of pages of the prompt that may be cached.
-    pages: usize,
+    cacheable_pages: usize,
     /// The hash of the prompt's first tokens, if no member is known to have their KV.
     first: Option<PrefixHash>,
     /// A random number.
     draw: u64,
+    /// The lowest known number of microseconds per computed token; 1 if no member's is known. It is expected of members that are not measured.
+    pub(super) fastest: f64,
 }
 
 impl<'a, M: Copy + Ord> Decision<'a, M> {
@@ -104,7 +106,9 @@ impl<'a, M: Copy + Ord> Decision<'a, M> {
         let first_pages = (FIRST_TOKENS.div_ceil(routing.page_tokens) as usize).min(cached.len());
         let is_known = path.known() >= first_pages;
         let first = first_pages.checked_sub(1).filter(|_| !is_known).map(|last| cached[last]);
-        Self { routing, now, ask, path, pages: cached.len(), first, draw }
+        let speeds = routing.members().filter_map(|(_, member)| member.speed());
+        let fastest = speeds.min_by(f64::total_cmp).unwrap_or(1.0);
+        Self { routing, now, ask, path, cacheable_pages: cached.len(), first, draw, fastest }
     }
 
     /// Decides between members that are about as good: the highest weight is chosen. All routers give a member the same weight for a prompt with an
@@ -120,10 +124,10 @@ impl<'a, M: Copy + Ord> Decision<'a, M> {
             && !self.ask.not_on.contains(&member.id)
     }
 
-    /// The members that hold the longest prefixes, and the pages that they hold. Those that hold equally much are in random order.
+    /// The members that hold the longest prefixes, and the pages that they hold. If more than [`CANDIDATES`] hold equally much, these are chosen at
+    /// random.
     fn holders(&self, is_usable: impl Fn(Key, &Member<M>) -> bool) -> Vec<(Key, usize)> {
-        let from = (self.draw % self.routing.members.len().max(1) as u64) as Key;
-        self.path.longest(CANDIDATES, from, |key| is_usable(key, self.routing.member(key)))
+        self.path.longest(CANDIDATES, self.draw, |key| is_usable(key, self.routing.member(key)))
     }
 
     /// The member that decodes the request; and whether it also prefills, unless another member is better for that.
@@ -141,13 +145,15 @@ impl<'a, M: Copy + Ord> Decision<'a, M> {
         let is_free = |member: &Member<M>| member.has_free_row(even, least);
         let millirows = |member: &Member<M>| (1e3 * member.rows()) as u64;
         let joins = |member: &Member<M>| member.rows() > 0.0 && member.room() >= pages && is_free(member);
-        // The last one of equal ones is taken.
-        let returns = self.holders(|_, member| may(member)).into_iter().rev();
+        let returns = self.holders(|_, member| may(member)).into_iter();
         let returns = returns
             .map(|(key, resident)| (key, resident, self.routing.member(key)))
-            .filter(|(_, resident, member)| 2 * resident >= self.pages.max(1) && member.room() >= pages)
+            .filter(|(_, resident, member)| {
+                2 * resident >= self.cacheable_pages.max(1) && member.room() >= pages
+            })
             .max_by_key(|(_, resident, member)| {
-                (*resident, is_free(member), if joins(member) { millirows(member) } else { 0 })
+                let joined = if joins(member) { millirows(member) } else { 0 };
+                (*resident, is_free(member), joined, self.weight(member))
             });
         if let Some((key, ..)) = returns {
             return Some((key, false));
@@ -165,29 +171,25 @@ impl<'a, M: Copy + Ord> Decision<'a, M> {
         if let Some((.., key)) = joined.filter(|(.., key)| self.has_prefillers(*key)) {
             return Some((key, false));
         }
-        let near = || {
-            decoders().filter(move |(_, member)| {
-                member.room().saturating_add(member.pool_pages / NEAR_ROOM) >= most
-            })
-        };
-        let free = near().filter(|(_, member)| is_free(member));
+        let has_room =
+            |member: &Member<M>| member.room().saturating_add(member.pool_pages / NEAR_ROOM) >= most;
+        let near: Vec<(Key, &Member<M>)> = decoders().filter(|(_, member)| has_room(member)).collect();
+        let free = near.iter().filter(|(_, member)| is_free(member));
         let free = free.max_by_key(|(_, member)| self.weight(member));
-        free.map(|(key, _)| (key, false)).or_else(|| Some((self.least_busy(&near)?, true)))
+        free.map(|(key, _)| (*key, false)).or_else(|| Some((self.least_busy(&near)?, true)))
     }
 
     /// Of busy members, one that prefills about as soon as any, because it needs no hand-over, and that has about the fewest rows.
-    fn least_busy<'m, I: Iterator<Item = (Key, &'m Member<M>)>>(&self, members: &dyn Fn() -> I) -> Option<Key>
-    where
-        M: 'm,
-    {
+    fn least_busy(&self, members: &[(Key, &Member<M>)]) -> Option<Key> {
         let tokens = self.ask.prompt.len() as f64;
-        let micros =
-            |member: &Member<M>| (member.queue() as f64 + tokens) * member.expected_speed(self.now, 1.0);
-        let soonest = members().map(|(_, member)| micros(member)).min_by(f64::total_cmp)?;
-        let soon = || members().filter(|(_, member)| micros(member) <= (1.0 + NEAR_TTFT) * soonest);
+        let micros = |member: &Member<M>| {
+            (member.queue() as f64 + tokens) * member.expected_speed(self.now, self.fastest)
+        };
+        let soonest = members.iter().map(|(_, member)| micros(member)).min_by(f64::total_cmp)?;
+        let soon = || members.iter().filter(|(_, member)| micros(member) <= (1.0 + NEAR_TTFT) * soonest);
         let fewest = soon().map(|(_, member)| member.rows()).min_by(f64::total_cmp)?;
         let few = soon().filter(|(_, member)| member.rows() <= (1.0 + NEAR_TTFT) * fewest);
-        few.max_by_key(|(_, member)| self.weight(member)).map(|(key, _)| key)
+        few.max_by_key(|(_, member)| self.weight(member)).map(|(key, _)| *key)
     }
 
     /// False if the members that can prefill for this one are all much busier than others.
@@ -198,7 +200,7 @@ impl<'a, M: Copy + Ord> Decision<'a, M> {
             if !(member.capabilities.prefill && member.accepts) {
                 continue;
             }
-            let micros = member.queue() as f64 * member.expected_speed(self.now, 1.0);
+            let micros = member.queue() as f64 * member.expected_speed(self.now, self.fastest);
             shortest = shortest.min(micros);
             if other == key || connected.is_none_or(|connected| connected.contains(other)) {
                 own = own.min(micros);
@@ -217,9 +219,7 @@ impl<'a, M: Copy + Ord> Decision<'a, M> {
             LocalPrefill::Never => None,
             _ => is_local.then_some(decoder),
         };
-        let speeds = self.routing.members().filter_map(|(_, member)| member.speed());
-        let fastest = speeds.min_by(f64::total_cmp).unwrap_or(0.0);
-        let estimate = |key: Key| self.estimate(key, decoder, fastest);
+        let estimate = |key: Key| self.estimate(key, decoder, self.fastest);
         if self.ask.local == LocalPrefill::Always {
             return (local.map(estimate), usize::from(local.is_some()));
         }
@@ -239,7 +239,7 @@ impl<'a, M: Copy + Ord> Decision<'a, M> {
             (Some(best), _) if self.is_equal() => Some(best),
             (Some(best), Some(local)) => {
                 // Without a measured speed, the decoding member is assumed to be as fast as the other one.
-                let speed = self.routing.member(best.key).expected_speed(self.now, fastest);
+                let speed = self.routing.member(best.key).expected_speed(self.now, self.fastest);
                 let here = self.estimate(local, decoder, speed);
                 let own = self.routing.member(local).speed().unwrap_or(speed);
                 Some(if self.is_local_sooner(&here, &best, own) { here } else { best })

@@ -7,7 +7,10 @@
 //! The index is bounded twice. All members share [`RoutingConfig::index_bytes`](super::RoutingConfig::index_bytes) equally, and a member has at
 //! most as many pages as its pool. Beyond that its least recently used pages are forgotten. A prefix is always used together with
 //! the shorter prefixes before it. Of segments that were used at the same time, the deepest is forgotten first. So a member never has a
-//! page without the pages before it. The searches below rely on this.
+//! page without the pages before it. The searches below rely on this. A prompt that ends inside a segment counts as a use of all pages that the
+//! member has there.
+//!
+//! If two prefixes have the same hash, which is very unlikely, the index may forget pages that a member holds. The counts stay exact.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -48,16 +51,7 @@ struct Segment {
 impl Segment {
     /// The number of pages that are the first ones of `prefixes`.
     fn matched(&self, prefixes: &[PrefixHash]) -> usize {
-        // Equal hashes mean equal prefixes, so the pages after a different one are different.
-        let (mut same, mut end) = (0, self.pages.len().min(prefixes.len()));
-        if self.pages[..end] == prefixes[..end] {
-            return end;
-        }
-        while same < end {
-            let middle = same + (end - same) / 2;
-            if self.pages[middle] == prefixes[middle] { same = middle + 1 } else { end = middle }
-        }
-        same
+        self.pages.iter().zip(prefixes).take_while(|(ours, theirs)| ours == theirs).count()
     }
 
     fn find(&self, key: Key) -> Result<usize, usize> {
@@ -136,17 +130,17 @@ impl Path<'_> {
     }
 
     /// The members, at most `most`, that hold the longest prefixes and satisfy `is_usable`, with the number of leading pages that they hold.
-    /// Members that hold equally much are taken in the order of their keys from `from` on.
+    /// `draw` is a random number. It decides which members are taken if there are more that hold all pages of a segment.
     pub(super) fn longest(
         &self,
         most: usize,
-        from: Key,
+        draw: u64,
         is_usable: impl Fn(Key) -> bool,
     ) -> Vec<(Key, usize)> {
         let mut found: Vec<(Key, usize)> = Vec::with_capacity(most);
         for (segment, start, matched) in self.segments.iter().rev() {
-            let (before, after) =
-                segment.holders.split_at(segment.holders.partition_point(|held| held.key < from));
+            let from = draw % segment.holders.len().max(1) as u64;
+            let (before, after) = segment.holders.split_at(from as usize);
             let all = || after.iter().chain(before);
             let is_whole = |held: &&Held| held.pages as usize >= *matched;
             for held in all().filter(is_whole) {
@@ -232,6 +226,9 @@ impl PrefixIndex {
 
     /// Divides a segment after `pages` pages. `grown` gets the members that need memory for another segment.
     fn split(&mut self, first: PrefixHash, pages: usize, grown: &mut Vec<Key>) {
+        // Another segment begins with the same page only if two prefixes have the same hash.
+        let next = self.segments.get(&first).and_then(|segment| segment.pages.get(pages)).copied();
+        next.into_iter().for_each(|next| self.forget(next));
         let Some(segment) = self.segments.get_mut(&first) else { return };
         let rest = segment.pages.split_off(pages);
         segment.pages.shrink_to_fit();
@@ -248,6 +245,17 @@ impl PrefixIndex {
             }
         }
         self.segments.insert(rest[0], Segment { start, pages: rest, holders });
+    }
+
+    /// Forgets a segment, if there is one with this first page.
+    fn forget(&mut self, first: PrefixHash) {
+        let Some(Segment { start, holders, .. }) = self.segments.remove(&first) else { return };
+        for Held { key, pages, used } in holders {
+            if let Some(holder) = self.holders.get_mut(&key) {
+                holder.by_age.remove(&(used, Reverse(start), first));
+                holder.subtract(pages, 1);
+            }
+        }
     }
 
     /// The member uses the first pages of a segment.
@@ -277,6 +285,9 @@ impl PrefixIndex {
         held.pages = before.saturating_sub(pages);
         if held.pages == 0 {
             segment.holders.remove(place);
+            if 4 * segment.holders.len() < segment.holders.capacity() {
+                segment.holders.shrink_to(2 * segment.holders.len());
+            }
         }
         if before as usize == segment.pages.len() {
             segment.truncate();
@@ -308,6 +319,11 @@ impl PrefixIndex {
 
 #[cfg(test)]
 impl PrefixIndex {
+    /// Number of members that the list of a segment has memory for.
+    pub(super) fn capacity(&self, first: PrefixHash) -> usize {
+        self.segments.get(&first).map_or(0, |segment| segment.holders.capacity())
+    }
+
     /// Number of pages that a member holds.
     pub(super) fn pages_of(&self, key: Key) -> usize {
         self.holders.get(&key).map_or(0, |holder| holder.pages)

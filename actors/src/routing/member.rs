@@ -136,22 +136,18 @@ pub(super) struct Member<M> {
     pub(super) queued: u64,
     /// Reported sequences that decode.
     decoding: u32,
-    /// Those of them that other routers have placed, as far as we know.
-    others_decoding: u32,
-    /// The requests that were placed here to decode, have begun to do so, and have not ended.
-    begun_rows: u32,
-    /// Expected thousandths of rows of the requests that were placed here to decode and have not ended.
-    pub(super) placed_millirows: u64,
     /// The member's measured steps that only decode.
     pub(super) decode_steps: Option<DecodeSteps>,
     /// Pages of the pool.
     pub(super) pool_pages: u32,
     /// Pages in use, as reported.
     used_pages: u32,
-    /// The value of `placed_pages` at that report.
-    reported_placed_pages: u32,
-    /// Pages of the requests that were placed here to decode and have not ended.
-    pub(super) placed_pages: u32,
+    /// The requests that were placed here to decode and have not ended.
+    pub(super) placed: DecodeShare,
+    /// Those of them that no report contains yet.
+    unreported: DecodeShare,
+    /// The requests in `placed` that the last report contains. Those that have ended since then are among them.
+    reported: DecodeShare,
 }
 
 impl<M> Member<M> {
@@ -177,14 +173,12 @@ impl<M> Member<M> {
             work,
             queued: 0,
             decoding: 0,
-            others_decoding: 0,
-            begun_rows: 0,
-            placed_millirows: 0,
             decode_steps: None,
             pool_pages,
             used_pages: 0,
-            reported_placed_pages: 0,
-            placed_pages: 0,
+            placed: DecodeShare::default(),
+            unreported: DecodeShare::default(),
+            reported: DecodeShare::default(),
         }
     }
 
@@ -234,39 +228,34 @@ impl<M> Member<M> {
         self.work.at(now)
     }
 
-    /// Pages that are free for further requests. Those that were placed here since the last report are not in it.
+    /// Pages that are free for further requests. The reported pages in use lack the requests that the report does not contain. Requests
+    /// that the report contains may not have all their pages yet.
     pub(super) fn room(&self) -> u32 {
-        let since = self.placed_pages.saturating_sub(self.reported_placed_pages);
-        self.pool_pages.saturating_sub(self.used_pages.saturating_add(since).max(self.placed_pages))
-    }
-
-    /// A request that was placed here has begun to decode.
-    pub(super) fn row_began(&mut self) {
-        self.begun_rows = self.begun_rows.saturating_add(1);
-    }
-
-    /// A request that had begun to decode here has ended.
-    pub(super) fn row_ended(&mut self) {
-        self.begun_rows = self.begun_rows.saturating_sub(1);
+        let since = self.placed.minus(self.reported).pages;
+        self.pool_pages.saturating_sub(self.used_pages.saturating_add(since).max(self.placed.pages))
     }
 
     /// A request is placed here to decode.
     pub(super) fn place_decode(&mut self, share: DecodeShare) {
-        self.placed_millirows = self.placed_millirows.saturating_add(u64::from(share.millirows));
-        self.placed_pages = self.placed_pages.saturating_add(share.pages);
+        self.placed = self.placed.plus(share);
+        self.unreported = self.unreported.plus(share);
+    }
+
+    /// The next report contains this request that was placed here to decode.
+    pub(super) fn decode_in_reports(&mut self, share: DecodeShare) {
+        self.unreported = self.unreported.minus(share);
     }
 
     /// A request that was placed here to decode has ended.
     pub(super) fn decoded(&mut self, share: DecodeShare) {
-        self.placed_millirows = self.placed_millirows.saturating_sub(u64::from(share.millirows));
-        self.placed_pages = self.placed_pages.saturating_sub(share.pages);
+        self.placed = self.placed.minus(share);
     }
 
-    /// The number of sequences that decode here at one time, as far as the router knows: those that are reported, or, if they are more, those
-    /// that it expects from its own placements and the reported ones of other routers.
+    /// The number of sequences that decode here at one time, as far as the router knows: those that are reported and those that it expects from
+    /// its own placements since that report, or, if they are more, those that it expects from all its own placements.
     pub(super) fn rows(&self) -> f64 {
-        let expected = f64::from(self.others_decoding) + self.placed_millirows as f64 / 1e3;
-        expected.max(f64::from(self.decoding))
+        let since = f64::from(self.placed.minus(self.reported).millirows) / 1e3;
+        (f64::from(self.decoding) + since).max(f64::from(self.placed.millirows) / 1e3)
     }
 
     /// The part of its life, in thousandths, in which a request decodes here, if it samples `tokens` tokens after a wait of `wait` microseconds.
@@ -301,13 +290,13 @@ impl<M> Member<M> {
         self.work = Work::new(self.recent(now) + f64::from(tokens), now);
     }
 
-    /// The member has reported its load. The report contains `own` tokens of `waiting`.
+    /// The member has reported its load. The report contains `own` tokens of `waiting`, and the placed requests without `unreported`.
     pub(super) fn reported(&mut self, now: Instant, report: &LoadReport, own: u64) {
         // A report may lack prompts that we placed moments ago, so it does not change `waiting`.
         self.others = (report.waiting_tokens + report.begun_tokens).saturating_sub(own);
         self.begun = report.begun_tokens;
         self.decoding = report.decoding;
-        self.others_decoding = report.decoding.saturating_sub(self.begun_rows);
+        self.reported = self.placed.minus(self.unreported);
         self.decode_steps = report.decode.or(self.decode_steps);
         // Without prompts, the report repeats an old measurement.
         let repeats = |(speed, at): (f64, Instant)| {
@@ -320,7 +309,11 @@ impl<M> Member<M> {
     /// The member has `pool_pages` pages and uses `used_pages` of them.
     pub(super) fn set_room(&mut self, pool_pages: u32, used_pages: u32) {
         (self.pool_pages, self.used_pages) = (pool_pages, used_pages);
-        self.reported_placed_pages = self.placed_pages;
+    }
+
+    /// All requests that were placed here to decode are in the reports.
+    pub(super) fn all_decodes_in_reports(&mut self) {
+        self.unreported = DecodeShare::default();
     }
 
     /// A prompt that was placed here is in the reports from now on.

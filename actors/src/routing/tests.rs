@@ -1,4 +1,5 @@
 mod fleet;
+mod index;
 mod placement;
 mod property;
 mod several;

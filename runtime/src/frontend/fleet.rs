@@ -13,7 +13,6 @@ mod client;
 mod forward;
 mod poll;
 
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::AtomicBool;
@@ -31,6 +30,7 @@ use super::api_error::ApiError;
 use super::handlers::version;
 use super::limits::Limits;
 use super::memory::InputMemory;
+use super::names::random_word;
 use super::openai::ApiKind;
 use super::response::json;
 use super::served_model::ServedModel;
@@ -142,9 +142,7 @@ impl FleetProxy {
             index_bytes,
             ttft_target,
         } = settings;
-        // Each `RandomState` has new keys.
-        let seed = RandomState::new().hash_one(0_u8);
-        let mut state = FleetState::new(index_bytes, ttft_target).with_seed(seed);
+        let mut state = FleetState::new(index_bytes, ttft_target, random_word());
         let member = |address| Arc::new(FleetMember::new(state.joined(), address));
         let members = nodes.into_iter().map(member).collect();
         Self {

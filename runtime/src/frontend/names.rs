@@ -29,13 +29,16 @@ pub(super) fn request_name(wanted: Option<&str>) -> String {
         !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic())
     };
     wanted.filter(usable).map_or_else(
-        || {
-            // Each `RandomState` has new keys. The id does not have to be hard to guess.
-            let word = || RandomState::new().hash_one(0u8);
-            format!("{:016x}{:016x}", word(), word())
-        },
+        // The id does not have to be hard to guess.
+        || format!("{:016x}{:016x}", random_word(), random_word()),
         str::to_owned,
     )
+}
+
+/// A random number, which may be easy to guess.
+pub(crate) fn random_word() -> u64 {
+    // Each `RandomState` has new keys.
+    RandomState::new().hash_one(0u8)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What nodes are: their weights, addresses, contexts and pages.
 
 use super::*;
+use crate::routing::DecodeShare;
 
 #[test]
 fn upgraded_weights_replace_those_of_lost_nodes() {
@@ -30,10 +31,10 @@ fn a_node_whose_address_changes_keeps_its_counts() {
     let moved = NodeView { address: Some(address(9)), ..report(1) };
     fleet.report(first, moved).unwrap();
     assert_eq!((fleet.state.by_address.get(&address(1)), fleet.state.by_address[&address(9)]), (None, first));
-    let rows = |fleet: &Fleet| fleet.state.models["m"].routing.live_rows(first);
-    assert!(rows(&fleet) > 0);
+    let share = |fleet: &Fleet| fleet.state.models["m"].routing.share_of(first);
+    assert!(share(&fleet).millirows > 0);
     fleet.state.ended(fleet.now, ticket.id);
-    assert_eq!(rows(&fleet), 0);
+    assert_eq!(share(&fleet), DecodeShare::default());
 }
 
 #[test]
@@ -46,6 +47,37 @@ fn the_address_and_the_context_of_a_lost_node_do_not_count() {
     fleet.report(second, heir).unwrap();
     assert_eq!(fleet.state.by_address[&address(1)], second);
     assert_eq!(fleet.state.context_tokens(Some("m")), Some(context_tokens));
+}
+
+#[test]
+fn a_larger_context_does_not_count_once_its_node_has_left_or_reports_a_smaller_one() {
+    // Without a tick.
+    let check = |shrinks: bool| {
+        let (mut fleet, [first, ..]) = Fleet::new();
+        let larger = NodeView { context_tokens: 1 << 20, ..report(1) };
+        fleet.report(first, larger).unwrap();
+        if shrinks {
+            fleet.report(first, report(1)).unwrap();
+        } else {
+            fleet.state.left(first);
+        }
+        assert_eq!(fleet.state.context_tokens(None), Some(4096));
+        let asked = prompt(1, 100);
+        let ask = FleetAsk { max_tokens: Some(1 << 20), ..ask(&asked) };
+        assert!(fleet.state.place(fleet.now, &ask).is_ok(), "shrinks: {shrinks}");
+    };
+    [true, false].into_iter().for_each(check);
+}
+
+#[test]
+fn prompts_are_not_hashed_for_a_state_without_an_index() {
+    for (index_bytes, expect) in [(0, None), (1 << 20, Some(PAGE))] {
+        let mut state = FleetState::new(index_bytes, Duration::from_secs(1), 0);
+        let (node, now) = (state.joined(), Instant::now());
+        state.reported(now, node, now, report(1)).unwrap();
+        assert_eq!(state.page_tokens(Some("m")), expect);
+        assert!(state.place(now, &ask(&prompt(1, 100))).is_ok());
+    }
 }
 
 #[test]

@@ -219,7 +219,6 @@ fn a_member_gets_more_to_decode_while_its_steps_stay_short() {
     assert_ne!(second.decode_on, first);
     routing.decoded(second.decode_on, second.decode);
     // 8 rows add a tenth to the step, so there is room for up to 24: twice what is measured, and 8. A request decodes 95 % of its life.
-    (0..8).for_each(|_| routing.row_began(first));
     routing.reported(now, first, &decodes(8, 8, 4_400));
     let joined = (0..30).take_while(|_| place(&mut routing).decode_on == first).count();
     assert!((16..=24).contains(&joined), "{joined}");

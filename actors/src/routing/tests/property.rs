@@ -65,9 +65,12 @@ impl Model {
         prefilling.map(|live| u64::from(live.placed.prefill_tokens)).sum()
     }
 
-    fn placed_pages(&self, id: u32) -> u32 {
+    fn placed(&self, id: u32) -> DecodeShare {
         let decoding = self.live.iter().filter(|live| live.decodes && live.placed.decode_on == id);
-        decoding.map(|live| live.placed.decode.pages).sum()
+        decoding.fold(DecodeShare::default(), |all, live| DecodeShare {
+            pages: all.pages + live.placed.decode.pages,
+            millirows: all.millirows + live.placed.decode.millirows,
+        })
     }
 
     /// The request of a placement ends. A router also hears of requests whose members have left. It does not if another member has joined
@@ -90,7 +93,7 @@ impl Model {
         prop_assert_eq!(routing.members().count(), members.len());
         prop_assert_eq!(routing.waiting(), self.waiting());
         for (_, member) in routing.members() {
-            prop_assert_eq!(member.placed_pages, self.placed_pages(member.id));
+            prop_assert_eq!(member.placed, self.placed(member.id));
         }
         routing.index.check().map_err(TestCaseError::fail)
     }
@@ -170,7 +173,7 @@ proptest! {
             routing.decoded(placed.decode_on, placed.decode);
         }
         prop_assert_eq!(routing.waiting(), 0);
-        prop_assert!(routing.members().all(|(_, member)| member.placed_pages == 0));
+        prop_assert!(routing.members().all(|(_, member)| member.placed == DecodeShare::default()));
     }
 
     /// No member starves: with different prompts every member computes between half and twice its share.

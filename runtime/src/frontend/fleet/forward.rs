@@ -87,7 +87,7 @@ async fn answer(
     let routed = read.map_err(|_| late(proxy))??;
     let model = routed.model.as_deref();
     let model_name = model.or(default);
-    // The prompt is hashed while the state is not locked.
+    // The prompt is hashed while the state is not locked, and not at all if the state does not use the hashes.
     let page_tokens = proxy.state().page_tokens(model_name);
     let hashes = page_tokens.map(|tokens| PromptHashes::new(tokens, routed.salt, &routed.prompt));
     let ask = FleetAsk {
