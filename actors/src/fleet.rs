@@ -17,6 +17,8 @@
 //! **Models.** The first report of a model name sets its weights. Nodes with other weights are left out while a node with those weights reports.
 
 mod breaker;
+mod counts;
+mod members;
 mod requests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -31,6 +33,7 @@ use crate::routing::{Joining, LocalPrefill, Routing, RoutingConfig};
 use breaker::Breaker;
 use requests::FleetRequest;
 
+pub use counts::FleetCounts;
 pub use requests::{Failure, FleetAsk, FleetRefusal, FleetTicket};
 
 /// After this time without a report, a node gets no new requests.
@@ -85,6 +88,12 @@ pub struct NodeView {
 
 #[derive(Debug, Default)]
 struct FleetNode {
+    /// The HTTP address at which the proxy asks it.
+    address: Arc<str>,
+    /// The membership names it.
+    is_named: bool,
+    /// When it reported last, or the first tick. Before that tick it has not been asked.
+    heard: Option<Instant>,
     /// The last report, and when it came.
     last: Option<(NodeView, Instant)>,
     /// Its connections were cut since the last report.
@@ -133,21 +142,6 @@ impl FleetState {
             next_ticket: 0,
             retrying: 0,
             ticked: None,
-        }
-    }
-
-    /// A node is a member of the fleet. It gets requests once it has reported.
-    pub fn joined(&mut self) -> NodeId {
-        let id = NodeId(self.next_node);
-        self.next_node += 1;
-        self.nodes.insert(id, FleetNode::default());
-        id
-    }
-
-    /// The node has left the fleet. Its requests continue.
-    pub fn left(&mut self, id: NodeId) {
-        if let Some(FleetNode { last: Some((report, _)), .. }) = self.nodes.remove(&id) {
-            self.forget(id, &report);
         }
     }
 
@@ -250,7 +244,7 @@ impl FleetState {
         model.routing.queued(id, report.queued);
         let load = report.load;
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        (node.last, node.is_cut) = (Some((report, now)), false);
+        (node.last, node.heard, node.is_cut) = (Some((report, now)), Some(now), false);
         let mut contained = Vec::new();
         while let Some((_, ticket)) = node.unreported.pop_front_if(|(placed, _)| *placed + DELIVERY <= asked)
         {
@@ -267,14 +261,18 @@ impl FleetState {
     pub fn on_tick(&mut self, now: Instant) -> Vec<NodeId> {
         let pause = self.ticked.replace(now).map(|before| now.saturating_duration_since(before));
         if let Some(pause) = pause.filter(|pause| *pause >= UNKNOWN_AFTER) {
-            let reports = self.nodes.values_mut().filter_map(|node| node.last.as_mut());
-            reports.for_each(|(_, at)| *at = now.min(*at + pause));
+            let times = self.nodes.values_mut().flat_map(|node| {
+                let FleetNode { last, heard, .. } = node;
+                last.as_mut().map(|(_, at)| at).into_iter().chain(heard)
+            });
+            times.for_each(|at| *at = now.min(*at + pause));
         }
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let mut cut = Vec::new();
         for id in ids {
             self.update_accepts(now, id);
             let Some(node) = self.nodes.get_mut(&id) else { continue };
+            node.heard.get_or_insert(now);
             let age = node.last.as_ref().map(|(_, at)| now.saturating_duration_since(*at));
             if age.is_some_and(|age| age >= LOST_AFTER) && !std::mem::replace(&mut node.is_cut, true) {
                 cut.push(id);

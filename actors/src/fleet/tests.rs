@@ -54,7 +54,7 @@ impl Fleet {
     fn new() -> (Self, [NodeId; 3]) {
         let mut fleet =
             Self { state: FleetState::new(16 << 20, Duration::from_secs(1)), now: Instant::now() };
-        let nodes = [1, 2, 3].map(|_| fleet.state.joined());
+        let nodes = ["1", "2", "3"].map(|address| fleet.state.joined(address.into()));
         for _ in 0..2 {
             nodes.into_iter().zip(1..).for_each(|(node, number)| fleet.report(node, report(number)).unwrap());
         }
@@ -180,6 +180,34 @@ fn a_pause_of_the_proxy_costs_no_node() {
 }
 
 #[test]
+fn a_node_that_is_not_named_any_more_stays_while_it_answers() {
+    let (mut fleet, nodes) = Fleet::new();
+    let named = |fleet: &mut Fleet, addresses: &[&str]| {
+        fleet.state.named(addresses.iter().map(|address| Arc::from(*address)))
+    };
+    fleet.pass(100);
+    assert_eq!(named(&mut fleet, &[]), [], "the registry came back empty");
+    for _ in 0..40 {
+        fleet.pass_and_report(100);
+        assert_eq!(fleet.state.gone(fleet.now), []);
+    }
+    assert_eq!(fleet.state.ready(fleet.now), 3);
+    // The nodes' answers are not read yet.
+    fleet.tick_after(4000);
+    assert_eq!(fleet.state.gone(fleet.now), [], "a pause of the proxy costs no node");
+    assert_eq!(fleet.state.ready(fleet.now), 3);
+    let new = named(&mut fleet, &["2", "3", "4"]);
+    assert!(new.len() == 1 && &*new[0].1 == "4", "known nodes do not join again: {new:?}");
+    fleet.pass(2900);
+    assert_eq!(fleet.state.gone(fleet.now), []);
+    assert_eq!(named(&mut fleet, &["2"]), []);
+    fleet.pass(900);
+    fleet.report(nodes[2], report(3)).unwrap();
+    assert_eq!(fleet.state.gone(fleet.now), [nodes[0], new[0].0], "silent and not named");
+    assert_eq!(fleet.state.gone(fleet.now), []);
+}
+
+#[test]
 fn a_broken_or_draining_node_gets_nothing() {
     let (mut fleet, nodes) = Fleet::new();
     let kept = fleet.run(&prompt(1, 400)).1;
@@ -264,7 +292,7 @@ fn lone_receiver(number: u64) -> NodeView {
 #[test]
 fn a_receiver_without_senders_prefills_itself() {
     let mut fleet = Fleet { state: FleetState::new(0, Duration::from_secs(1)), now: Instant::now() };
-    let node = fleet.state.joined();
+    let node = fleet.state.joined("1".into());
     fleet.report(node, lone_receiver(1)).unwrap();
     assert_eq!(fleet.run(&prompt(1, 100)), (None, node));
 }
