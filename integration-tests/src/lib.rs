@@ -7,6 +7,7 @@
 pub mod client;
 pub mod deadline;
 pub mod fixtures;
+pub mod fleet_simulation;
 pub mod folders;
 mod gguf;
 pub mod kills;

@@ -105,6 +105,8 @@ pub(super) struct FleetRequest {
     is_lost: bool,
     /// It has a place in the retry budget.
     is_retry: bool,
+    /// The first byte of an answer has come. From then on it stays with its node.
+    is_answered: bool,
 }
 
 #[derive(Debug)]
@@ -142,8 +144,14 @@ impl FleetState {
         let model = name.cloned().ok_or(FleetRefusal::NoModel)?;
         let id = TicketId(self.next_ticket);
         self.next_ticket += 1;
-        let request =
-            FleetRequest { model, placement: None, tried: Vec::new(), is_lost: false, is_retry: false };
+        let request = FleetRequest {
+            model,
+            placement: None,
+            tried: Vec::new(),
+            is_lost: false,
+            is_retry: false,
+            is_answered: false,
+        };
         self.requests.insert(id, request);
         let placed = self.assign(now, id, ask);
         if placed.is_err() {
@@ -152,7 +160,7 @@ impl FleetState {
         placed
     }
 
-    /// The node of a request has failed before the first byte of an answer. Returns the node that gets the request next. `ask` is that of
+    /// The node of a request has failed. Returns the node that gets the request next; there is none if an answer has begun. `ask` is that of
     /// [`place`](Self::place).
     ///
     /// # Errors
@@ -182,7 +190,7 @@ impl FleetState {
             (_, false) => FleetRefusal::Busy { nodes },
         };
         let needs_place = failure != Failure::Unreachable && !request.is_retry;
-        if nodes >= ATTEMPTS || (needs_place && !may_begin) {
+        if nodes >= ATTEMPTS || request.is_answered || (needs_place && !may_begin) {
             return Err(refusal);
         }
         let placed = self.assign(now, ticket, ask).map_err(|_| refusal)?;
@@ -233,6 +241,9 @@ impl FleetState {
         self.judge(now, ticket, |breaker, placed| breaker.began(placed));
         self.uncount(now, ticket, outcome);
         self.leave_budget(ticket);
+        if let Some(request) = self.requests.get_mut(&ticket) {
+            request.is_answered = true;
+        }
         // The prefiller has done its part, so another request may probe it.
         let placement = self.requests.get(&ticket).and_then(|request| request.placement.as_ref());
         if let Some((node, placed)) = placement.map(|placement| (placement.prefill_on, placement.placed)) {
