@@ -297,7 +297,8 @@ impl<M: Copy + Ord> Routing<M> {
 
     /// Pages and expected thousandths of rows of the requests that were placed to decode and have not ended.
     pub fn placed(&self) -> (u64, u64) {
-        let each = self.members.values().map(|member| (u64::from(member.placed_pages), member.placed_millirows));
+        let each =
+            self.members.values().map(|member| (u64::from(member.placed_pages), member.placed_millirows));
         each.fold((0, 0), |(pages, millirows), (more, rows)| (pages + more, millirows + rows))
     }
 

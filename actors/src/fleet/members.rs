@@ -30,7 +30,8 @@ impl FleetState {
     /// Removes the nodes that the membership does not name and that have been silent for [`LOST_AFTER`], and returns them. Their requests continue.
     /// It is called after each tick.
     pub fn gone(&mut self, now: Instant) -> Vec<NodeId> {
-        let is_silent = |at: Instant| now.saturating_duration_since(at) >= LOST_AFTER;
+        let ran = self.ran(now);
+        let is_silent = |at: Instant| ran.saturating_duration_since(at) >= LOST_AFTER;
         let is_gone = |node: &FleetNode| !node.is_named && node.heard.is_some_and(is_silent);
         let gone = self.nodes.iter().filter(|(_, node)| is_gone(node)).map(|(id, _)| *id);
         let gone: Vec<NodeId> = gone.collect();

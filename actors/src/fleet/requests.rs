@@ -279,7 +279,7 @@ impl FleetState {
         ticket: TicketId,
         ask: &FleetAsk<'_>,
     ) -> Result<FleetTicket, FleetRefusal> {
-        let request = self.requests.get(&ticket).ok_or(FleetRefusal::NoNode)?;
+        let (request, ran) = (self.requests.get(&ticket).ok_or(FleetRefusal::NoNode)?, self.ran(now));
         let name = request.model.clone();
         let context = self.context_tokens(now, Some(&name)).unwrap_or(0);
         let prompt = u32::try_from(ask.prompt.len()).unwrap_or(u32::MAX);
@@ -303,7 +303,7 @@ impl FleetState {
             // A node that pauses is better than none.
             for (id, node) in self.nodes.iter().filter(|(_, node)| node.breaker.is_tripped()) {
                 let is_live = |(view, at): &(NodeView, Instant)| {
-                    view.model == name && view.accepts && now.saturating_duration_since(*at) < UNKNOWN_AFTER
+                    view.model == name && view.accepts && ran.saturating_duration_since(*at) < UNKNOWN_AFTER
                 };
                 if node.last.as_ref().is_some_and(is_live) {
                     routing.accepts(*id, true);

@@ -168,11 +168,19 @@ fn requests_go_only_to_nodes_that_report() {
 fn a_pause_of_the_proxy_costs_no_node() {
     let (mut fleet, nodes) = Fleet::new();
     fleet.pass(100);
-    assert_eq!(fleet.tick_after(4000), [], "the nodes' answers are not read yet");
-    assert_eq!(fleet.state.ready(fleet.now), 3);
-    fleet.run(&prompt(1, 100));
-    // Nodes that are silent afterwards are lost.
-    fleet.pass(800);
+    let kept = fleet.place_on(nodes[0]);
+    for pause in [4000, 990] {
+        // The first byte of an answer comes before the first tick after the pause.
+        fleet.now += Duration::from_millis(pause);
+        assert_eq!(fleet.state.ready(fleet.now), 3);
+        fleet.state.answered(fleet.now, kept.id);
+        assert!(fleet.is_used(nodes[0]));
+        assert_eq!(fleet.tick_after(0), [], "the nodes' answers are not read yet");
+        assert_eq!(fleet.state.ready(fleet.now), 3);
+        fleet.run(&prompt(1, 100));
+    }
+    // Each pause counts as 200 ms. Nodes that are silent afterwards are lost.
+    fleet.pass(400);
     assert_eq!(fleet.state.ready(fleet.now), 3);
     fleet.pass(200);
     assert_eq!(fleet.state.ready(fleet.now), 0);
@@ -198,7 +206,7 @@ fn a_node_that_is_not_named_any_more_stays_while_it_answers() {
     assert_eq!(fleet.state.ready(fleet.now), 3);
     let new = named(&mut fleet, &["2", "3", "4"]);
     assert!(new.len() == 1 && &*new[0].1 == "4", "known nodes do not join again: {new:?}");
-    fleet.pass(2900);
+    fleet.pass(2700);
     assert_eq!(fleet.state.gone(fleet.now), []);
     assert_eq!(named(&mut fleet, &["2"]), []);
     fleet.pass(900);

@@ -148,7 +148,9 @@ impl Node {
         if work == tokens {
             order.push_back(conversation);
         }
-        if order.len() > KEPT && let Some(oldest) = order.pop_front() {
+        if order.len() > KEPT
+            && let Some(oldest) = order.pop_front()
+        {
             known.remove(&oldest);
         }
         self.free_at = self.free_at.max(now) + work * TOKEN * self.slowness(now);
@@ -174,12 +176,10 @@ impl Node {
     pub(super) fn view(&self, now: u64, prefillers: &[SocketAddr]) -> NodeView {
         let token = TOKEN * self.slowness(now);
         let decoding = self.jobs.values().filter(|job| job.began).count() as u32;
-        let steps = DecodeSteps {
-            rows: decoding.max(1),
-            micros: self.step(now) as u32,
-            least_micros: STEP as u32,
-        };
-        let load = LoadReport::of_peer(self.free_at.saturating_sub(now) / token, 0, Some(token as u32 * 1000));
+        let steps =
+            DecodeSteps { rows: decoding.max(1), micros: self.step(now) as u32, least_micros: STEP as u32 };
+        let load =
+            LoadReport::of_peer(self.free_at.saturating_sub(now) / token, 0, Some(token as u32 * 1000));
         NodeView {
             name: self.incarnation,
             capabilities: self.capabilities,

@@ -8,7 +8,7 @@ pub(super) const SECOND: u64 = 1_000_000;
 /// Maximum duration of a request at its proxy.
 pub(super) const DEADLINE: u64 = 10 * SECOND;
 /// Nodes register and proxies find them until then.
-pub(super) const BEGIN: u64 = 3 * SECOND;
+pub(super) const BEGIN: u64 = 8 * SECOND;
 /// Faults begin in this time.
 const FAULTS: u64 = 60 * SECOND;
 /// Time after the last fault in which everything must recover: a request may fail until its deadline, and its node then pauses for up to 30 s.

@@ -8,15 +8,19 @@ use actors::fleet::{FleetState, LOST_AFTER, NodeId, NodeView, UNKNOWN_AFTER};
 use actors::membership::EtcdView;
 
 use super::node::GROUP;
-use super::plan::{MILLI, SECOND};
+use super::plan::MILLI;
 use super::world::{Event, World};
 
 /// Memory of the prefix index.
 pub(super) const INDEX_BYTES: u64 = 4 << 20;
 /// Time between two ticks, and between two reports of a node.
 const TICK: Duration = Duration::from_millis(100);
-/// Two ticks: states learn of the age of reports at ticks.
+/// States learn of the age of reports at ticks, by clocks that are not exact, and count each pause as a tick.
 const SLACK: u64 = 200 * MILLI;
+/// After this time without a report a node gets no requests.
+const UNKNOWN: u64 = UNKNOWN_AFTER.as_micros() as u64;
+/// After this time it is lost.
+const LOST: u64 = LOST_AFTER.as_micros() as u64;
 
 /// A watch of the keys in etcd.
 #[derive(Debug)]
@@ -34,7 +38,7 @@ pub(super) struct Watch {
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) address: SocketAddr,
-    /// The last report and the first tick, on the proxy's clock, without pauses of the proxy.
+    /// The last report and the first tick, in the time for which the proxy has run.
     pub(super) heard: Option<u64>,
     pub(super) since: Option<u64>,
     pub(super) accepts: bool,
@@ -63,7 +67,6 @@ pub(super) struct Proxy {
     /// Total time of its pauses.
     pub(super) paused: u64,
     pub(super) without_etcd_until: u64,
-    pub(super) ticked: Option<u64>,
 }
 
 impl Proxy {
@@ -82,7 +85,6 @@ impl Proxy {
             paused_until: 0,
             paused: 0,
             without_etcd_until: 0,
-            ticked: None,
         }
     }
 }
@@ -107,16 +109,10 @@ impl World {
     }
 
     fn on_tick(&mut self, proxy: usize) {
-        let (time, shown) = (self.time(proxy), self.shown(self.proxies[proxy].ppm));
-        let Proxy { state, known, ticked, .. } = &mut self.proxies[proxy];
-        let pause = ticked.replace(shown).map_or(0, |before| shown - before);
+        let (time, ran) = (self.time(proxy), self.ran(proxy));
+        let Proxy { state, known, .. } = &mut self.proxies[proxy];
         for node in known.values_mut() {
-            if u128::from(pause) >= UNKNOWN_AFTER.as_micros() {
-                for at in [&mut node.heard, &mut node.since].into_iter().flatten() {
-                    *at = shown.min(*at + pause);
-                }
-            }
-            node.since.get_or_insert(shown);
+            node.since.get_or_insert(ran);
         }
         let (cut, gone) = (state.on_tick(time), state.gone(time));
         for id in cut {
@@ -132,9 +128,9 @@ impl World {
             let Some(node) = self.proxies[proxy].known.remove(&id) else {
                 return self.fail(format!("{id:?} has left twice"));
             };
-            let silent = shown - node.heard.or(node.since).unwrap_or(shown);
+            let silent = ran - node.heard.or(node.since).unwrap_or(ran);
             let is_named = self.proxies[proxy].named.contains(&node.address);
-            if is_named || u128::from(silent) < LOST_AFTER.as_micros() {
+            if is_named || silent < LOST - 2 * SLACK {
                 return self.fail(format!(
                     "{} has left proxy {proxy} after {silent} us of silence, named: {is_named}",
                     node.address
@@ -171,7 +167,7 @@ impl World {
             if let Err(reason) = self.proxies[proxy].state.reported(time, *id, asked, report) {
                 self.fail(format!("a report of {} is refused: {reason}", node.address));
             }
-            (node.heard, node.accepts, node.decodes) = (Some(shown), accepts, decodes);
+            (node.heard, node.accepts, node.decodes) = (Some(self.ran(proxy)), accepts, decodes);
         }
         self.proxies[proxy].known = known;
     }
@@ -202,10 +198,7 @@ impl World {
                 twice = Some(address);
             }
             let (heard, since, late, requests) = (None, None, None, BTreeSet::new());
-            known.insert(
-                id,
-                Known { address, heard, since, accepts: false, decodes: false, late, requests },
-            );
+            known.insert(id, Known { address, heard, since, accepts: false, decodes: false, late, requests });
         }
         if let Some(address) = twice {
             self.fail(format!("the node at {address} has joined proxy {proxy} twice"));
@@ -214,19 +207,23 @@ impl World {
 
     /// Whether a node has reported during the last microseconds that it takes requests.
     pub(super) fn takes(&self, proxy: usize, id: NodeId, within: u64) -> bool {
-        let Proxy { known, ppm, .. } = &self.proxies[proxy];
-        let shown = self.shown(*ppm);
-        known.get(&id).is_some_and(|node| {
-            node.accepts && node.decodes && node.heard.is_some_and(|at| shown - at < within)
+        let ran = self.ran(proxy);
+        self.proxies[proxy].known.get(&id).is_some_and(|node| {
+            node.accepts && node.decodes && node.heard.is_some_and(|at| ran - at < within)
         })
+    }
+
+    /// The time for which a proxy has run, without its pauses.
+    fn ran(&self, proxy: usize) -> u64 {
+        self.now - self.proxies[proxy].paused
     }
 
     /// Checks a placement of a proxy.
     pub(super) fn check_placement(&mut self, proxy: usize, id: NodeId) {
-        if !self.takes(proxy, id, UNKNOWN_AFTER.as_micros() as u64 + SLACK) {
-            let shown = self.shown(self.proxies[proxy].ppm);
+        if !self.takes(proxy, id, UNKNOWN + SLACK) {
+            let ran = self.ran(proxy);
             let node = self.proxies[proxy].known.get(&id);
-            let text = format!("proxy {proxy}, at {shown} us on its clock, places a request on {id:?}: {node:?}");
+            let text = format!("proxy {proxy}, after {ran} us, places a request on {id:?}: {node:?}");
             self.fail(text);
         }
     }
@@ -234,28 +231,30 @@ impl World {
     /// Whether a request can be placed on a node that has not got it: a node has just reported that it takes requests.
     pub(super) fn has_place(&self, proxy: usize, tried: &[NodeId]) -> bool {
         let mut ids = self.proxies[proxy].known.keys().filter(|id| !tried.contains(id));
-        ids.any(|id| self.takes(proxy, *id, UNKNOWN_AFTER.as_micros() as u64))
+        ids.any(|id| self.takes(proxy, *id, UNKNOWN - SLACK))
     }
 
     /// The checks after each tick.
     fn check(&mut self, proxy: usize) {
-        let Proxy { state, known, named, requests, retrying, ppm, .. } = &self.proxies[proxy];
-        let (shown, counts) = (self.shown(*ppm), state.counts());
+        let Proxy { state, known, named, requests, retrying, .. } = &self.proxies[proxy];
+        let (ran, counts) = (self.ran(proxy), state.counts());
         self.report.most_retrying = self.report.most_retrying.max(*retrying as u64);
         let is_bounded = (counts.live, counts.retrying) == (requests.len(), *retrying)
             && counts.unreported <= counts.live
             && counts.index_bytes <= INDEX_BYTES
             && counts.nodes == known.len();
-        let lost = LOST_AFTER.as_micros() as u64 + SLACK + SLACK / 2;
         let stuck = known.values().find(|node| {
-            let is_silent = node.heard.or(node.since).is_some_and(|at| shown - at > lost);
+            let is_silent = node.heard.or(node.since).is_some_and(|at| ran - at > LOST + 2 * SLACK);
             is_silent && (!node.requests.is_empty() || !named.contains(&node.address))
         });
         let text = match stuck {
             _ if !is_bounded => {
-                format!("proxy {proxy} has {} requests, {retrying} retries, and counts {counts:?}", requests.len())
+                format!(
+                    "proxy {proxy} has {} requests, {retrying} retries, and counts {counts:?}",
+                    requests.len()
+                )
             }
-            Some(node) => format!("proxy {proxy} still has a silent node at {} us: {node:?}", shown / SECOND),
+            Some(node) => format!("proxy {proxy} still has a silent node after {ran} us: {node:?}"),
             None => return,
         };
         self.fail(text);

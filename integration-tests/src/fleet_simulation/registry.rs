@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use actors::membership::{
-    Change, RANGE_EVERY, RegistrationEvent, RegistrationStep, ViewEvent, ViewStep,
-};
+use actors::membership::{Change, RANGE_EVERY, RegistrationEvent, RegistrationStep, ViewEvent, ViewStep};
 
 use super::plan::{MILLI, SECOND};
 use super::proxy::Watch;

@@ -151,7 +151,11 @@ impl World {
         let (proxy, ticket, arrived) = (request.proxy, request.ticket, request.arrived);
         let time = self.time(proxy);
         let state = &mut self.proxies[proxy].state;
-        if is_error { state.rejected(time, ticket) } else { state.answered(time, ticket) }
+        if is_error {
+            state.rejected(time, ticket)
+        } else {
+            state.answered(time, ticket)
+        }
         self.leave_budget(leg.request);
         if let Some(request) = self.requests.get_mut(&leg.request) {
             request.began = true;
@@ -173,7 +177,10 @@ impl World {
         let (proxy, ticket) = (request.proxy, request.ticket);
         let time = self.time(proxy);
         self.proxies[proxy].state.completed(time, ticket);
-        self.end(leg.request, if request_is_wrong(self, leg) { "answered with an error" } else { "finished" });
+        self.end(
+            leg.request,
+            if request_is_wrong(self, leg) { "answered with an error" } else { "finished" },
+        );
     }
 
     /// The proxy cuts the connection of a request.
@@ -217,7 +224,9 @@ impl World {
         let (tried, got) = (request.tried.clone(), request.got.clone());
         match next {
             Ok(_) if began => self.fail(format!("request {id} gets another node after its first byte")),
-            Ok(_) if !has_budget => self.fail(format!("request {id} is retried without a place in the budget")),
+            Ok(_) if !has_budget => {
+                self.fail(format!("request {id} is retried without a place in the budget"))
+            }
             Ok(_) if is_late || tried.len() >= ATTEMPTS => {
                 self.fail(format!("request {id} is retried after {failure:?} and {} attempts", tried.len()));
             }

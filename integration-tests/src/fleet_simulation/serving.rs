@@ -150,10 +150,10 @@ impl World {
     pub(super) fn expires(&mut self, leg: Leg, on: Process) {
         let Some(job) = self.job(leg, on, || Event::Expires { leg, on }) else { return };
         let is_mute = !job.runs && !self.nodes[on.0].queue.contains(&leg.request);
+        self.nodes[on.0].release(leg.request, leg.attempt);
         if is_mute {
             return;
         }
-        self.nodes[on.0].release(leg.request, leg.attempt);
         let hop = self.hop();
         if !job.began {
             self.after(hop, Event::FirstByte { leg, is_error: true });

@@ -33,9 +33,11 @@ impl World {
         let time = self.time(proxy);
         let state = &mut self.proxies[proxy].state;
         let (ready, paused, counts) = (state.ready(time), state.paused(time), state.counts());
-        let rest = FleetCounts { nodes: counts.nodes, index_bytes: counts.index_bytes, ..FleetCounts::default() };
+        let rest =
+            FleetCounts { nodes: counts.nodes, index_bytes: counts.index_bytes, ..FleetCounts::default() };
         if (ready, paused) != (decoders, 0) {
-            return self.fail(format!("proxy {proxy} has {ready} ready nodes of {decoders}, {paused} paused"));
+            return self
+                .fail(format!("proxy {proxy} has {ready} ready nodes of {decoders}, {paused} paused"));
         }
         if counts != rest || counts.nodes != expect.len() {
             return self.fail(format!("proxy {proxy} is not at rest: {counts:?}"));

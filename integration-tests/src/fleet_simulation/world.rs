@@ -32,32 +32,60 @@ pub(super) enum Event {
     /// A client sends a request.
     Arrive,
     /// A proxy reads a request.
-    Ask { proxy: usize },
+    Ask {
+        proxy: usize,
+    },
     /// A request comes to a node.
     Deliver(Leg),
     /// A prompt is computed, perhaps by another process.
-    Prefilled { leg: Leg, on: Process, by: Option<Process> },
+    Prefilled {
+        leg: Leg,
+        on: Process,
+        by: Option<Process>,
+    },
     /// A node has sent all of an answer.
-    Done { leg: Leg, on: Process },
+    Done {
+        leg: Leg,
+        on: Process,
+    },
     /// The time that a node has for a request is over.
-    Expires { leg: Leg, on: Process },
+    Expires {
+        leg: Leg,
+        on: Process,
+    },
     /// The first byte of an answer comes to the proxy.
-    FirstByte { leg: Leg, is_error: bool },
+    FirstByte {
+        leg: Leg,
+        is_error: bool,
+    },
     /// The end of an answer comes to the proxy.
     Finished(Leg),
     /// The proxy notices that a node has failed.
     Failed(Leg, Failure),
     Deadline(u64),
     ClientLeaves(u64),
-    Tick { proxy: usize, life: u32 },
+    Tick {
+        proxy: usize,
+        life: u32,
+    },
     EtcdTick,
     /// A node does the next step of its registration.
     Register(Process),
     /// Etcd did not answer to it.
-    NotRegistered { on: Process, sent: Instant },
+    NotRegistered {
+        on: Process,
+        sent: Instant,
+    },
     /// A proxy does the next step of its view.
-    View { proxy: usize, turn: u64 },
-    Viewed { proxy: usize, turn: u64, event: ViewEvent },
+    View {
+        proxy: usize,
+        turn: u64,
+    },
+    Viewed {
+        proxy: usize,
+        turn: u64,
+        event: ViewEvent,
+    },
     Fault(Fault),
     /// The rolling upgrade comes to this node.
     Roll(usize),
