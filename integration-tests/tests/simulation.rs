@@ -77,7 +77,7 @@ fn histories_of_fleets_reach_every_fault_and_outcome() -> Result<(), fleet::Viol
     for seed in 0..50 {
         total.add(&fleet::history(seed, &fleet::Shape::default(), false)?);
     }
-    assert_eq!(total.faults.len(), 21, "not every kind of fault occurs: {:?}", total.faults);
+    assert_eq!(total.faults.len(), 22, "not every kind of fault occurs: {:?}", total.faults);
     assert_eq!(total.ends.len(), 9, "not every kind of end occurs: {:?}", total.ends);
     let reached = [
         total.handed_over,

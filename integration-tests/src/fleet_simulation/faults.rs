@@ -12,6 +12,7 @@ impl Fault {
     fn name(self) -> &'static str {
         match self {
             Self::Crash => "crash",
+            Self::Swap => "swapped addresses",
             Self::Freeze => "freeze",
             Self::Partition => "partition",
             Self::NodeWithoutEtcd => "node without etcd",
@@ -46,6 +47,7 @@ impl World {
         let until = self.until(300 * MILLI, 8 * SECOND);
         match fault {
             Fault::Crash => self.crash(place),
+            Fault::Swap => self.swap(place, (place + 1) % self.nodes.len()),
             Fault::Upgrade => self.upgrade(place),
             Fault::Freeze => self.nodes[place].frozen_until = until,
             Fault::Partition => {
@@ -134,6 +136,19 @@ impl World {
         self.at(starts, Event::Start(place));
     }
 
+    /// Two processes end. The next ones have each other's address.
+    fn swap(&mut self, one: usize, other: usize) {
+        self.crash(one);
+        self.crash(other);
+        if !self.nodes[one].is_alive && !self.nodes[other].is_alive && one != other {
+            let addresses = [self.nodes[one].address, self.nodes[other].address];
+            for (place, address) in [(other, addresses[0]), (one, addresses[1])] {
+                self.nodes[place].address = address;
+                self.places.insert(address, place);
+            }
+        }
+    }
+
     /// A process drains. It leaves after a while.
     fn upgrade(&mut self, place: usize) {
         let node = &mut self.nodes[place];
@@ -180,6 +195,6 @@ impl World {
         let without_etcd_until = before.without_etcd_until;
         self.proxies[place] = Proxy { life, turn, paused, without_etcd_until, ..Proxy::new(before.ppm) };
         self.after(MILLI, Event::Tick { proxy: place, life });
-        self.after(MILLI, Event::View { proxy: place, turn });
+        self.follow(place, turn);
     }
 }

@@ -65,6 +65,8 @@ pub(super) struct Node {
     pub(super) free_at: u64,
     /// The conversations whose KV it has.
     kept: (VecDeque<u64>, BTreeSet<u64>),
+    /// It has worked for a request for which nothing is broken.
+    pub(super) is_used: bool,
     model: Arc<str>,
 }
 
@@ -90,6 +92,7 @@ impl Node {
             pages: 0,
             free_at: 0,
             kept: Default::default(),
+            is_used: false,
             model: "m".into(),
         }
     }

@@ -26,6 +26,8 @@ pub(super) const TOKEN: u64 = 50;
 pub enum Fault {
     /// A node dies and comes back as another process.
     Crash,
+    /// Two nodes die and come back with each other's address.
+    Swap,
     /// A node does nothing for a while.
     Freeze,
     /// A proxy and some nodes do not reach each other.
@@ -67,8 +69,9 @@ pub enum Fault {
 }
 
 /// Faults of nodes.
-const OF_NODES: [Fault; 10] = [
+const OF_NODES: [Fault; 11] = [
     Fault::Crash,
+    Fault::Swap,
     Fault::Freeze,
     Fault::Partition,
     Fault::NodeWithoutEtcd,
@@ -118,6 +121,8 @@ pub struct Plan {
     pub requests: u64,
     /// Every fourth node only prefills.
     pub has_prefillers: bool,
+    /// Proxies find the nodes with DNS, and not in etcd.
+    pub has_dns: bool,
     /// Sequences that a node decodes at one time.
     pub rows: u32,
     /// Faults, with the time at which each one begins. None in one of four histories.
@@ -140,7 +145,7 @@ impl Plan {
         let is_calm = dice.one_in(4);
         let heals = BEGIN + if is_calm { 10 * SECOND } else { FAULTS };
         let ends = heals + CALM + if is_calm { 0 } else { SETTLE };
-        let has_prefillers = nodes >= 4 && dice.one_in(3);
+        let (has_prefillers, has_dns) = (nodes >= 4 && dice.one_in(3), dice.one_in(5));
         // An answer takes about a second. The nodes that decode are busy to a fifth up to three fifths.
         let decoders = if has_prefillers { nodes - nodes / 4 } else { nodes };
         let per_node = requests as f64 * SECOND as f64 / (ends - BEGIN) as f64 / decoders as f64;
@@ -159,7 +164,7 @@ impl Plan {
             rolling = dice.one_in(3).then(|| (FAULTS / 2) / size);
         }
         faults.sort_by_key(|(at, _)| *at);
-        Self { seed, nodes, proxies, requests, has_prefillers, rows, faults, rolling, heals, ends }
+        Self { seed, nodes, proxies, requests, has_prefillers, has_dns, rows, faults, rolling, heals, ends }
     }
 
     /// Whether a request that arrives at this time must be answered.

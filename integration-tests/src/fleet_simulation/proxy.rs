@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use actors::fleet::{FleetState, LOST_AFTER, NodeId, NodeView, UNKNOWN_AFTER};
-use actors::membership::EtcdView;
+use actors::fleet::{FleetState, FleetTicket, LOST_AFTER, NodeId, NodeView, UNKNOWN_AFTER};
+use actors::membership::{EtcdView, Members};
 
 use super::node::GROUP;
 use super::plan::MILLI;
@@ -55,6 +55,8 @@ pub(super) struct Proxy {
     pub(super) life: u32,
     pub(super) state: FleetState,
     pub(super) view: EtcdView,
+    /// The addresses that DNS has returned.
+    pub(super) resolved: Members,
     pub(super) watch: Option<Watch>,
     /// The number of the last step of the view. Answers to earlier ones do not count.
     pub(super) turn: u64,
@@ -76,6 +78,7 @@ impl Proxy {
             life: 0,
             state: FleetState::new(INDEX_BYTES, Duration::from_secs(1)),
             view: EtcdView::new(3),
+            resolved: Members::default(),
             watch: None,
             turn: 0,
             known: BTreeMap::new(),
@@ -189,8 +192,9 @@ impl World {
 
     /// The membership has changed.
     pub(super) fn publish(&mut self, proxy: usize) {
-        let Proxy { view, state, known, named, .. } = &mut self.proxies[proxy];
-        *named = view.members().all().filter_map(|member| member.http).collect();
+        let Proxy { view, resolved, state, known, named, .. } = &mut self.proxies[proxy];
+        let members = if self.plan.has_dns { resolved } else { view.members() };
+        *named = members.all().filter_map(|member| member.http).collect();
         let mut twice = None;
         for (id, text) in state.named(named.iter().map(|address| address.to_string().into())) {
             let Ok(address) = text.parse() else { continue };
@@ -219,9 +223,19 @@ impl World {
     }
 
     /// Checks a placement of a proxy.
-    pub(super) fn check_placement(&mut self, proxy: usize, id: NodeId) {
+    pub(super) fn check_placement(&mut self, proxy: usize, ticket: &FleetTicket) {
+        let (id, ran) = (ticket.decode_on, self.ran(proxy));
+        let may_prefill = |address: SocketAddr| {
+            let mut known = self.proxies[proxy].known.values();
+            known.any(|node| {
+                let is_fresh = node.heard.is_some_and(|at| ran - at < UNKNOWN + SLACK);
+                node.address == address && node.accepts && is_fresh
+            })
+        };
+        if let Some(address) = ticket.prefill_on.filter(|address| !may_prefill(*address)) {
+            self.fail(format!("proxy {proxy}, after {ran} us, places a prompt on the node at {address}"));
+        }
         if !self.takes(proxy, id, UNKNOWN + SLACK) {
-            let ran = self.ran(proxy);
             let node = self.proxies[proxy].known.get(&id);
             let text = format!("proxy {proxy}, after {ran} us, places a request on {id:?}: {node:?}");
             self.fail(text);

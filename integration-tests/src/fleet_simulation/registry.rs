@@ -1,8 +1,10 @@
-//! The membership: nodes register in etcd, and proxies follow the keys there.
+//! The membership: nodes register in etcd, and proxies follow the keys there or the addresses in DNS.
 
 use std::time::{Duration, Instant};
 
-use actors::membership::{Change, RANGE_EVERY, RegistrationEvent, RegistrationStep, ViewEvent, ViewStep};
+use actors::membership::{
+    Change, Entry, Member, RANGE_EVERY, RegistrationEvent, RegistrationStep, ViewEvent, ViewStep,
+};
 
 use super::plan::{MILLI, SECOND};
 use super::proxy::Watch;
@@ -10,6 +12,8 @@ use super::world::{Event, Process, World};
 
 /// Time after which a question counts as unanswered.
 const ANSWER: u64 = 3 * SECOND;
+/// Time between two lookups.
+const RESOLVE_EVERY: Duration = Duration::from_secs(5);
 /// Time between two rounds of etcd.
 const ROUND: u64 = 50 * MILLI;
 
@@ -66,6 +70,35 @@ impl World {
         | RegistrationStep::KeepAlive { after, .. }) = node.registration.next();
         let after = Self::real(after, node.ppm) + MILLI;
         self.after(after, Event::Register(on));
+    }
+
+    /// A proxy begins to follow the membership.
+    pub(super) fn follow(&mut self, proxy: usize, turn: u64) {
+        let event =
+            if self.plan.has_dns { Event::Resolve { proxy, turn } } else { Event::View { proxy, turn } };
+        self.after(MILLI, event);
+    }
+
+    /// A proxy asks DNS. While there are faults, the answer can be missing, empty or not whole. The first two change nothing.
+    pub(super) fn resolve(&mut self, proxy: usize, turn: u64) {
+        if turn != self.proxies[proxy].turn {
+            return;
+        }
+        let has_faults = self.now < self.plan.heals && !self.plan.faults.is_empty();
+        let is_whole = !(has_faults && self.dice.one_in(4));
+        let mut entries = Vec::new();
+        for node in &self.nodes {
+            if node.is_alive && !node.is_draining && (is_whole || self.dice.one_in(2)) {
+                let member = Member::at(Some(node.address), None);
+                entries.push(Entry { name: member.name.clone(), member: Ok(member) });
+            }
+        }
+        let is_lost = has_faults && self.dice.one_in(4);
+        if !entries.is_empty() && !is_lost && !self.proxies[proxy].resolved.resync(entries).is_empty() {
+            self.publish(proxy);
+        }
+        let after = Self::real(RESOLVE_EVERY, self.proxies[proxy].ppm);
+        self.after(after, Event::Resolve { proxy, turn });
     }
 
     fn reaches_etcd(&self, proxy: usize) -> bool {

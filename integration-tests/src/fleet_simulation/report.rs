@@ -32,6 +32,8 @@ pub struct Report {
     pub longest_wait: u64,
     /// The largest number of requests that waited at one node.
     pub longest_queue: u64,
+    /// Nodes that computed or decoded nothing for requests for which that rule holds.
+    pub unused: u64,
     /// The largest number of retries in progress at one proxy.
     pub most_retrying: u64,
     /// Faults by name.
@@ -53,6 +55,7 @@ impl Report {
         self.leases_lost += other.leases_lost;
         self.longest_wait = self.longest_wait.max(other.longest_wait);
         self.longest_queue = self.longest_queue.max(other.longest_queue);
+        self.unused += other.unused;
         self.most_retrying = self.most_retrying.max(other.most_retrying);
         for (name, count) in &other.ends {
             *self.ends.entry(name).or_default() += count;
@@ -89,8 +92,9 @@ impl fmt::Display for Report {
         writeln!(f, "membership: {} resyncs, {} leases lost", self.resyncs, self.leases_lost)?;
         writeln!(
             f,
-            "longest wait without faults {:.2} s, longest queue of a node {}, most retries in progress at a proxy {}",
+            "without faults: longest wait {:.2} s, {} nodes unused; longest queue of a node {}, most retries in progress at a proxy {}",
             self.longest_wait as f64 / 1e6,
+            self.unused,
             self.longest_queue,
             self.most_retrying
         )?;

@@ -119,7 +119,7 @@ impl World {
     /// Sends a request to the node where it was placed.
     fn send(&mut self, id: u64, ticket: &FleetTicket) {
         let Some(proxy) = self.requests.get(&id).map(|request| request.proxy) else { return };
-        self.check_placement(proxy, ticket.decode_on);
+        self.check_placement(proxy, ticket);
         let Some(node) = self.proxies[proxy].known.get_mut(&ticket.decode_on) else { return };
         node.requests.insert(id);
         let to = node.address;
@@ -238,7 +238,8 @@ impl World {
                 self.report.retries += 1;
                 let address = self.proxies[proxy].known.get(&ticket.decode_on).map(|node| node.address);
                 let place = address.and_then(|address| self.places.get(&address));
-                let again = place.map(|place| self.nodes[*place].incarnation);
+                let process = place.map(|place| &self.nodes[*place]).filter(|node| node.is_alive);
+                let again = process.map(|node| node.incarnation);
                 if again.is_some_and(|again| got.contains(&again)) {
                     self.fail(format!("request {id} is placed twice on the node at {address:?}"));
                 }

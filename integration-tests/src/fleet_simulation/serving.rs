@@ -80,8 +80,12 @@ impl World {
                 continue;
             };
             let (conversation, tokens) = (request.conversation, request.prompt.len() as u64);
+            let is_calm = self.plan.is_calm_at(request.arrived);
             let helper = request.prefill_on.and_then(|address| self.places.get(&address).copied());
             let helper = helper.filter(|helper| self.nodes[*helper].is_alive);
+            for used in [helper.unwrap_or(place), place] {
+                self.nodes[used].is_used |= is_calm;
+            }
             let at = self.nodes[helper.unwrap_or(place)].prefill(now, conversation, tokens);
             let by = helper.map(|helper| (helper, self.nodes[helper].life));
             self.report.handed_over += u64::from(by.is_some());

@@ -1,6 +1,7 @@
 //! The checks at the end of a history.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use actors::fleet::{FleetCounts, LOST_AFTER};
@@ -20,15 +21,16 @@ impl World {
         if let Some(node) = self.nodes.iter().find(|node| !node.is_alive || !node.jobs.is_empty()) {
             return self.fail(format!("a node is not at rest: {node:?}"));
         }
+        self.report.unused = self.nodes.iter().filter(|node| !node.is_used).count() as u64;
         let expect: BTreeSet<String> = self.nodes.iter().map(|node| node.member().name).collect();
         let found: BTreeSet<String> = self.etcd.members().map(|member| member.name.clone()).collect();
         if expect != found {
             return self.fail(format!("etcd has the members {found:?}, but there are {expect:?}"));
         }
-        (0..self.proxies.len()).for_each(|proxy| self.judge_proxy(proxy, &expect));
+        (0..self.proxies.len()).for_each(|proxy| self.judge_proxy(proxy));
     }
 
-    fn judge_proxy(&mut self, proxy: usize, expect: &BTreeSet<String>) {
+    fn judge_proxy(&mut self, proxy: usize) {
         let decoders = self.nodes.iter().filter(|node| node.capabilities.decode).count();
         let time = self.time(proxy);
         let state = &mut self.proxies[proxy].state;
@@ -39,7 +41,7 @@ impl World {
             return self
                 .fail(format!("proxy {proxy} has {ready} ready nodes of {decoders}, {paused} paused"));
         }
-        if counts != rest || counts.nodes != expect.len() {
+        if counts != rest || counts.nodes != self.nodes.len() {
             return self.fail(format!("proxy {proxy} is not at rest: {counts:?}"));
         }
         // All nodes leave.
@@ -55,9 +57,9 @@ impl World {
         if !left.is_empty() || counts != FleetCounts::default() {
             return self.fail(format!("proxy {proxy} keeps something of nodes that have left: {counts:?}"));
         }
-        let members = self.proxies[proxy].view.members().all().map(|member| member.name.clone());
-        let found: BTreeSet<String> = members.collect();
-        if found != *expect {
+        let found = self.proxies[proxy].named.clone();
+        let expect: BTreeSet<SocketAddr> = self.nodes.iter().map(|node| node.address).collect();
+        if found != expect {
             self.fail(format!("proxy {proxy} has the members {found:?}, but there are {expect:?}"));
         }
     }

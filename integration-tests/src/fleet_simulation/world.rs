@@ -86,6 +86,11 @@ pub(super) enum Event {
         turn: u64,
         event: ViewEvent,
     },
+    /// A proxy asks DNS for the nodes.
+    Resolve {
+        proxy: usize,
+        turn: u64,
+    },
     Fault(Fault),
     /// The rolling upgrade comes to this node.
     Roll(usize),
@@ -193,7 +198,7 @@ impl World {
         });
         for proxy in 0..self.plan.proxies {
             self.after(0, Event::Tick { proxy, life: 0 });
-            self.after(0, Event::View { proxy, turn: 0 });
+            self.follow(proxy, 0);
         }
         self.after(0, Event::EtcdTick);
         self.after(BEGIN, Event::Arrive);
@@ -243,6 +248,7 @@ impl World {
             Event::Register(on) => self.register(on),
             Event::NotRegistered { on, sent } => self.not_registered(on, sent),
             Event::View { proxy, turn } => self.view(proxy, turn),
+            Event::Resolve { proxy, turn } => self.resolve(proxy, turn),
             Event::Viewed { proxy, turn, event } if turn == self.proxies[proxy].turn => {
                 self.viewed(proxy, event);
             }
@@ -264,6 +270,7 @@ impl World {
             Event::Ask { proxy }
             | Event::Tick { proxy, .. }
             | Event::View { proxy, .. }
+            | Event::Resolve { proxy, .. }
             | Event::Viewed { proxy, .. } => Some(*proxy),
             Event::FirstByte { leg, .. } | Event::Finished(leg) | Event::Failed(leg, _) => {
                 self.requests.get(&leg.request).map(|request| request.proxy)
