@@ -155,7 +155,7 @@ impl World {
                 None => {
                     let Some(report) = self.reported(proxy, node.address) else { continue };
                     if self.dice.one_in(200) {
-                        let due = self.now + self.dice.between(50 * MILLI, 900 * MILLI);
+                        let due = self.now + self.dice.between(50 * MILLI, 700 * MILLI);
                         node.late = Some((due, asked, report));
                         continue;
                     }

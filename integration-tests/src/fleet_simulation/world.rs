@@ -205,6 +205,13 @@ impl World {
         for (at, fault) in self.plan.faults.clone() {
             self.after(at, Event::Fault(fault));
         }
+        self.note(|| {
+            let Plan { nodes, proxies, requests, has_prefillers, has_dns, rows, rolling, .. } = &self.plan;
+            format!(
+                "{nodes} nodes with {rows} rows, {proxies} proxies, {requests} requests, prefillers: {has_prefillers}, DNS: {has_dns}, \
+                 rolling upgrade: {rolling:?}"
+            )
+        });
         if self.plan.rolling.is_some() {
             self.after(BEGIN + SECOND, Event::Roll(0));
         }
