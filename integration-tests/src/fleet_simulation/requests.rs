@@ -51,9 +51,11 @@ impl World {
         self.asked += 1;
         self.after(0, Event::Ask { proxy });
         if self.asked < self.plan.requests {
-            let gap = (self.plan.ends - BEGIN) / self.plan.requests;
-            let next = self.dice.between(0, 2 * gap);
-            self.after(next, Event::Arrive);
+            // Each request has an interval of its own, so that the last one arrives in time.
+            let interval = |request: u64| BEGIN + (self.plan.ends - BEGIN) * request / self.plan.requests;
+            let (from, to) = (interval(self.asked), interval(self.asked + 1));
+            let at = self.dice.between(from, to);
+            self.at(at.max(self.now), Event::Arrive);
         }
     }
 
