@@ -89,6 +89,16 @@ pub struct NodeView {
     pub prefillers: Vec<SocketAddr>,
 }
 
+impl NodeView {
+    /// Whether both are reports of one process with the same work and weights.
+    fn is_same_process(&self, other: &Self) -> bool {
+        self.name == other.name
+            && self.capabilities == other.capabilities
+            && self.model == other.model
+            && self.fingerprint == other.fingerprint
+    }
+}
+
 #[derive(Debug, Default)]
 struct FleetNode {
     /// The HTTP address at which the proxy asks it.
@@ -102,6 +112,8 @@ struct FleetNode {
     /// Its connections were cut since the last report.
     is_cut: bool,
     breaker: Breaker,
+    /// [`FleetState::links`] when its prefillers were last told to the routing.
+    links: u64,
     /// Prompts that were placed there and are in no report yet, the oldest first.
     unreported: VecDeque<(Instant, TicketId)>,
 }
@@ -110,6 +122,8 @@ struct FleetNode {
 struct FleetModel {
     fingerprint: Arc<str>,
     page_tokens: u32,
+    /// The largest context among the nodes that are not lost, in tokens.
+    context_tokens: Option<u32>,
     routing: Routing<NodeId>,
 }
 
@@ -121,6 +135,8 @@ pub struct FleetState {
     next_node: u32,
     /// The nodes by the HTTP addresses that they report.
     by_address: HashMap<SocketAddr, NodeId>,
+    /// Counts the changes of `by_address` and of the members of the routings.
+    links: u64,
     models: BTreeMap<Arc<str>, FleetModel>,
     requests: HashMap<TicketId, FleetRequest>,
     next_ticket: u64,
@@ -138,10 +154,11 @@ impl FleetState {
         // The decoding node is a candidate among the others.
         let (local_if_sooner_by, local) = (Duration::ZERO, LocalPrefill::Auto);
         Self {
-            config: RoutingConfig { index_bytes, ttft_target, local_if_sooner_by, local },
+            config: RoutingConfig { index_bytes, ttft_target, local_if_sooner_by, local, seed: 0 },
             nodes: BTreeMap::new(),
             next_node: 0,
             by_address: HashMap::new(),
+            links: 1,
             models: BTreeMap::new(),
             requests: HashMap::new(),
             next_ticket: 0,
@@ -149,6 +166,12 @@ impl FleetState {
             ticked: None,
             paused: Duration::ZERO,
         }
+    }
+
+    /// Sets [`RoutingConfig::seed`]. Proxies of the same fleet need different ones.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.config.seed = seed;
+        self
     }
 
     /// The time for which the proxy has run. From one tick to the next one it advances by at most [`TICK_MAX`].
@@ -175,11 +198,22 @@ impl FleetState {
         self.models.keys()
     }
 
-    /// The largest context among the nodes that serve a model and are not lost, in tokens; `None` if there is none. Without a name it is that of the
-    /// fleet's first model.
-    pub fn context_tokens(&self, now: Instant, model: Option<&str>) -> Option<u32> {
-        let name = model.or_else(|| self.models.keys().next().map(|name| &**name))?;
-        self.views_of(now, name).map(|(_, view)| view.context_tokens).max()
+    /// The largest context among the nodes that serve a model and were not lost at the last tick, in tokens; `None` if there is none. Without a name
+    /// it is that of the fleet's first model.
+    pub fn context_tokens(&self, model: Option<&str>) -> Option<u32> {
+        self.model(model)?.1.context_tokens
+    }
+
+    /// Tokens in a page of a model. Without a name it is that of the fleet's first model.
+    pub fn page_tokens(&self, model: Option<&str>) -> Option<u32> {
+        self.model(model).map(|(_, model)| model.page_tokens)
+    }
+
+    fn model(&self, name: Option<&str>) -> Option<(&Arc<str>, &FleetModel)> {
+        match name {
+            Some(name) => self.models.get_key_value(name),
+            None => self.models.first_key_value(),
+        }
     }
 
     /// The number of nodes that get no requests now, because their connections broke.
@@ -199,29 +233,24 @@ impl FleetState {
         report: NodeView,
     ) -> Result<(), String> {
         let ran = self.ran(now);
-        let Some(node) = self.nodes.get(&id) else { return Ok(()) };
-        let before = node.last.as_ref().map(|(report, _)| report.clone());
-        let is_same = before.as_ref().is_some_and(|before| {
-            let of = |view: &NodeView| {
-                (view.name, view.capabilities, view.model.clone(), view.fingerprint.clone())
-            };
-            of(before) == of(&report)
-        });
-        if let Some(before) = before {
-            if before.address != report.address {
-                self.forget_address(id, &before);
-            }
-            if !is_same {
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let before = node.last.as_ref().map(|(before, _)| before);
+        let is_same = before.is_some_and(|before| before.is_same_process(&report));
+        let has_same_prefillers = before.is_some_and(|before| before.prefillers == report.prefillers);
+        let old_address = before.and_then(|before| before.address);
+        if !is_same {
+            node.unreported.clear();
+            if let Some((before, _)) = node.last.take() {
                 self.forget(id, &before);
-                self.nodes
-                    .entry(id)
-                    .and_modify(|node| (node.last, node.unreported) = (None, VecDeque::new()));
             }
+        } else if old_address != report.address {
+            self.forget_address(id, old_address);
         }
         self.outdate(ran, id, &report);
         let model = self.models.entry(report.model.clone()).or_insert_with(|| FleetModel {
             fingerprint: report.fingerprint.clone(),
             page_tokens: report.page_tokens,
+            context_tokens: None,
             routing: Routing::new(report.page_tokens, self.config.clone()),
         });
         if model.fingerprint != report.fingerprint {
@@ -240,6 +269,7 @@ impl FleetState {
         if !is_same || !model.routing.has(id) {
             let (name, capabilities, pool_pages) = (report.name, report.capabilities, report.pool_pages);
             model.routing.joined(id, Joining { name, capabilities, pool_pages });
+            self.links += 1;
         }
         // Of two nodes with one address, the first one has it until it is lost.
         if let Some(address) = report.address {
@@ -247,17 +277,24 @@ impl FleetState {
                 let last = self.nodes.get(other).and_then(|node| node.last.as_ref());
                 last.is_some_and(|(_, at)| ran.saturating_duration_since(*at) < LOST_AFTER)
             };
-            if !self.by_address.get(&address).is_some_and(is_live) {
-                self.by_address.insert(address, id);
+            if !self.by_address.get(&address).is_some_and(is_live)
+                && self.by_address.insert(address, id) != Some(id)
+            {
+                self.links += 1;
             }
         }
-        let prefillers = report.prefillers.iter().filter_map(|address| self.by_address.get(address)).copied();
-        model.routing.prefillers_of(id, prefillers);
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        if !has_same_prefillers || node.links != self.links {
+            let prefillers = report.prefillers.iter().filter_map(|address| self.by_address.get(address));
+            model.routing.prefillers_of(id, prefillers.copied());
+            node.links = self.links;
+        }
+        model.context_tokens = model.context_tokens.max(Some(report.context_tokens));
+        model.routing.context_reported(id, report.context_tokens);
         model.routing.room_changed(id, report.pool_pages, report.used_pages);
         model.routing.cache_reported(id, report.cache_pages);
         model.routing.queued(id, report.queued);
         let load = report.load;
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         (node.last, node.heard, node.is_cut) = (Some((report, ran)), Some(ran), false);
         let mut contained = Vec::new();
         while let Some((_, ticket)) = node.unreported.pop_front_if(|(placed, _)| *placed + DELIVERY <= asked)
@@ -288,6 +325,14 @@ impl FleetState {
                 cut.push(id);
             }
         }
+        self.models.values_mut().for_each(|model| model.context_tokens = None);
+        for (view, at) in self.nodes.values().filter_map(|node| node.last.as_ref()) {
+            if let Some(model) = self.models.get_mut(&view.model)
+                && ran.saturating_duration_since(*at) < LOST_AFTER
+            {
+                model.context_tokens = model.context_tokens.max(Some(view.context_tokens));
+            }
+        }
         cut
     }
 
@@ -313,14 +358,6 @@ impl FleetState {
             tell(&mut node.breaker);
             self.update_accepts(now, id);
         }
-    }
-
-    /// The last reports of the nodes that serve a model and are not lost.
-    fn views_of(&self, now: Instant, model: &str) -> impl Iterator<Item = (NodeId, &NodeView)> {
-        let now = self.ran(now);
-        let last = self.nodes.iter().filter_map(|(id, node)| Some((*id, node.last.as_ref()?)));
-        let live = last.filter(move |(_, (_, at))| now.saturating_duration_since(*at) < LOST_AFTER);
-        live.map(|(id, (view, _))| (id, view)).filter(move |(_, view)| *view.model == *model)
     }
 
     /// The process of a node that has reported.
@@ -349,9 +386,10 @@ impl FleetState {
 
     /// Removes a node from the routing of the model that it reported.
     fn forget(&mut self, id: NodeId, report: &NodeView) {
-        self.forget_address(id, report);
+        self.forget_address(id, report.address);
         let Some(model) = self.models.get_mut(&report.model) else { return };
         model.routing.left(id);
+        self.links += 1;
         let has_model = |(other, node): (&NodeId, &FleetNode)| {
             let same = |view: &NodeView| view.model == report.model && view.fingerprint == report.fingerprint;
             *other != id && node.last.as_ref().is_some_and(|(view, _)| same(view))
@@ -361,10 +399,11 @@ impl FleetState {
         }
     }
 
-    /// The address of this report is no longer that of the node.
-    fn forget_address(&mut self, id: NodeId, report: &NodeView) {
-        if let Some(address) = report.address.filter(|address| self.by_address.get(address) == Some(&id)) {
+    /// This address is no longer that of the node.
+    fn forget_address(&mut self, id: NodeId, address: Option<SocketAddr>) {
+        if let Some(address) = address.filter(|address| self.by_address.get(address) == Some(&id)) {
             self.by_address.remove(&address);
+            self.links += 1;
         }
     }
 }

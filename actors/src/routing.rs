@@ -17,9 +17,11 @@
 //!    costs as much, answers are spread. A member is left out while requests wait there for admission, or while the members that can prefill for it
 //!    are all much busier than others.
 //! 3. A member with few rows and about the most free pages.
-//! 4. If all are busy: of those with about the most free pages, the one with the shortest queue, which usually prefills too.
+//! 4. If all are busy: of those with about the most free pages, one that prefills about as soon as any and has about the fewest rows. It prefills too,
+//!    unless another member is better for that.
 //!
-//! The rows of a member are those that it reports, or, if they are more, those expected from the router's own placements ([`DecodeShare`]).
+//! The rows of a member are those that it reports, or, if they are more, those expected from the router's own placements ([`DecodeShare`]) and the
+//! reported ones of other routers.
 //!
 //! **Prefill.** The candidates are at most 8 members with the longest known prefixes and the 8 members with the shortest queues. Members
 //! whose prefills fail pause. The rules, in this order:
@@ -27,7 +29,7 @@
 //! 2. If no candidate is predicted to meet [`RoutingConfig::ttft_target`], the soonest is chosen.
 //! 3. The cost of a candidate is the time of these tokens at its speed: the work, an eighth of the queue, and the tokens that the member has
 //!    computed recently in excess of the others (at most the prompt's length). So a prefix that is asked for very often gets a second holder, and
-//!    busy times stay even. The candidate with the lowest cost is chosen, or one with as little work that is faster; equal ones take turns.
+//!    busy times stay even. The candidate with the lowest cost is chosen, or one with as little work that is faster.
 //! 4. If no member has the first tokens of the prompt, only the soonest candidates are considered, and a hash of these tokens chooses among those
 //!    that cost about the same. So several routers that do not know each other choose the same member. A node that has received the request
 //!    itself ([`Ask::decode_on`]) prefills it, unless another candidate is clearly sooner. For this, the predictions of the others contain the
@@ -38,7 +40,15 @@
 //! decoding member has at most half as much to compute, the price is at most the time that it computes. If the price is zero, the
 //! decoding member is a candidate among the others.
 //!
-//! `routing/tests/fleet.rs` measures these rules on a small model of a fleet.
+//! **Several routers.** Routers that do not know each other see the same reports. If each chose the best member, all would choose the same one until the next
+//! report. So a router chooses at random, with its own seed, among the candidates that are about as good as the best one: the predicted time is at
+//! most 5 % longer, which is less than the error of a prediction, and the work differs by at most 2 % of the prompt. Members that hold
+//! the same prefix and decode equally much are chosen at random too. Two choices stay the same in all routers on purpose: a prompt with an unknown beginning
+//! goes to the member that its hash chooses, so that its KV is computed once, and answers go to the member that decodes most.
+//! Each router adds what it has placed to the last report. Between two reports, it places as many answers on a member as the last report has free rows.
+//! So `n` routers place at most `n` times as many there.
+//!
+//! `routing/tests/several.rs` has several routers, and `routing/tests/fleet.rs` measures these rules on a small model of a fleet.
 
 mod choice;
 mod index;
@@ -52,10 +62,13 @@ use connector::frame::Capabilities;
 
 use crate::messages::{LoadReport, PrefillOutcome};
 use crate::request::CacheSalt;
-use choice::Estimate;
+use choice::{Decision, Estimate};
+use common::splitmix::SplitMix64;
 use index::{Key, PrefixIndex};
-use member::{Member, Work};
-use prefix::{PrefixHash, prefixes};
+use member::{KeySet, Member, Work};
+use prefix::prefixes;
+
+pub use prefix::PromptHashes;
 
 /// The configuration of a router.
 #[derive(Clone, Debug)]
@@ -69,6 +82,9 @@ pub struct RoutingConfig {
     pub local_if_sooner_by: Duration,
     /// `frontend.local`: whether the decoding member may prefill.
     pub local: LocalPrefill,
+    /// Seed of the choices among members that are about as good. It differs between routers, so that those with the same reports do not all
+    /// choose the same member.
+    pub seed: u64,
 }
 
 impl Default for RoutingConfig {
@@ -78,6 +94,7 @@ impl Default for RoutingConfig {
             ttft_target: Duration::from_secs(1),
             local_if_sooner_by: Duration::from_secs(1),
             local: LocalPrefill::Auto,
+            seed: 0,
         }
     }
 }
@@ -112,6 +129,8 @@ pub struct Ask<'a, M> {
     pub prompt: &'a [u32],
     /// The salt of its prefix cache.
     pub salt: Option<CacheSalt>,
+    /// The hashes of the prompt with its salt, if they are computed already.
+    pub hashes: Option<&'a PromptHashes>,
     /// Whether it may use cached pages.
     pub reads_cache: bool,
     /// Number of tokens to sample.
@@ -120,6 +139,8 @@ pub struct Ask<'a, M> {
     pub decode_on: Option<M>,
     /// Whether the decoding member may prefill.
     pub local: LocalPrefill,
+    /// Members with a smaller context get no part of the request.
+    pub context_tokens: u32,
     /// Members that must not prefill, because they have failed to. If the router chooses the decoder, they must not decode either.
     pub not_on: &'a [M],
 }
@@ -165,46 +186,42 @@ pub enum NotPlaced {
 pub struct Routing<M> {
     page_tokens: u32,
     config: RoutingConfig,
-    members: BTreeMap<Key, Member<M>>,
+    /// By their keys. The key of a member that has left is used again.
+    members: Vec<Option<Member<M>>>,
     keys: BTreeMap<M, Key>,
-    next_key: Key,
-    turn: u64,
+    random: SplitMix64,
     index: PrefixIndex,
 }
 
 impl<M: Copy + Ord> Routing<M> {
     /// A router without members. Pages have `page_tokens` tokens.
     pub fn new(page_tokens: u32, config: RoutingConfig) -> Self {
-        let index = PrefixIndex::new(config.index_bytes);
-        Self {
-            page_tokens: page_tokens.max(1),
-            config,
-            members: BTreeMap::new(),
-            keys: BTreeMap::new(),
-            next_key: 0,
-            turn: 0,
-            index,
-        }
+        let (index, random) = (PrefixIndex::new(config.index_bytes), SplitMix64::new(config.seed));
+        let (members, keys) = (Vec::new(), BTreeMap::new());
+        Self { page_tokens: page_tokens.max(1), config, members, keys, random, index }
     }
 
     /// A member joins. A member that is known starts afresh.
     pub fn joined(&mut self, id: M, joining: Joining) {
         self.left(id);
-        let key = self.next_key;
-        self.next_key += 1;
         // It starts with as much recent work as the busiest member, so that it does not get all prompts for a while.
-        let work = self.members.values().map(|member| member.work).fold(Work::default(), Work::or_larger);
-        self.members.insert(key, Member::new(id, joining, work));
+        let work = self.members().map(|(_, member)| member.work).fold(Work::default(), Work::or_larger);
+        let free = self.members.iter().position(Option::is_none).unwrap_or(self.members.len());
+        self.members.resize_with(self.members.len().max(free + 1), || None);
+        self.members[free] = Some(Member::new(id, joining, work));
+        let key = free as Key;
         self.keys.insert(id, key);
         self.index.set_pool(key, joining.pool_pages);
     }
 
     /// A member is lost, or accepts no new prompts.
     pub fn left(&mut self, id: M) {
-        if let Some(key) = self.keys.remove(&id) {
-            self.members.remove(&key);
-            self.index.remove(key);
-        }
+        let Some(key) = self.keys.remove(&id) else { return };
+        self.members[key as usize] = None;
+        self.index.remove(key);
+        // The next member with this key prefills for no member that has not named it.
+        let others = self.members.iter_mut().flatten();
+        others.filter_map(|member| member.prefillers.as_mut()).for_each(|prefillers| prefillers.remove(key));
     }
 
     /// A member has reported its load. The placed prompts whose prefill has not ended are taken to be in it.
@@ -236,10 +253,19 @@ impl<M: Copy + Ord> Routing<M> {
         }
     }
 
-    /// Only these other members can prefill for this one.
+    /// Only these other members can prefill for this one, until the next call. Those that have not joined are ignored.
     pub fn prefillers_of(&mut self, id: M, prefillers: impl IntoIterator<Item = M>) {
+        let mut set = KeySet::default();
+        prefillers.into_iter().filter_map(|id| self.keys.get(&id)).for_each(|key| set.insert(*key));
         if let Some(member) = self.member_mut(id) {
-            member.prefillers = Some(prefillers.into_iter().collect());
+            member.prefillers = Some(set);
+        }
+    }
+
+    /// A member has reported the maximum number of tokens of a prompt and its answer together. Until then, every request fits.
+    pub fn context_reported(&mut self, id: M, tokens: u32) {
+        if let Some(member) = self.member_mut(id) {
+            member.context_tokens = tokens;
         }
     }
 
@@ -283,6 +309,20 @@ impl<M: Copy + Ord> Routing<M> {
         }
     }
 
+    /// A placed request has begun to decode.
+    pub fn row_began(&mut self, id: M) {
+        if let Some(member) = self.member_mut(id) {
+            member.row_began();
+        }
+    }
+
+    /// A request that had [begun to decode](Self::row_began) has ended.
+    pub fn row_ended(&mut self, id: M) {
+        if let Some(member) = self.member_mut(id) {
+            member.row_ended();
+        }
+    }
+
     /// A placed request has ended. `share` is [`Placed::decode`].
     pub fn decoded(&mut self, id: M, share: DecodeShare) {
         if let Some(member) = self.member_mut(id) {
@@ -292,29 +332,45 @@ impl<M: Copy + Ord> Routing<M> {
 
     /// Total work of the placed prompts that are not computed yet.
     pub fn waiting(&self) -> u64 {
-        self.members.values().map(|member| member.waiting).sum()
+        self.members().map(|(_, member)| member.waiting).sum()
     }
 
     /// Pages and expected thousandths of rows of the requests that were placed to decode and have not ended.
     pub fn placed(&self) -> (u64, u64) {
         let each =
-            self.members.values().map(|member| (u64::from(member.placed_pages), member.placed_millirows));
+            self.members().map(|(_, member)| (u64::from(member.placed_pages), member.placed_millirows));
         each.fold((0, 0), |(pages, millirows), (more, rows)| (pages + more, millirows + rows))
     }
 
     /// Bytes of the prefix index.
     pub fn index_bytes(&self) -> u64 {
-        self.index.len() as u64 * index::ENTRY_BYTES
+        self.index.bytes()
     }
 
     /// Expected thousandths of rows of the requests that were placed on a member and have not ended.
     #[cfg(test)]
     pub(crate) fn live_rows(&self, id: M) -> u64 {
-        self.keys.get(&id).map_or(0, |key| self.members[key].placed_millirows)
+        self.keys.get(&id).map_or(0, |key| self.member(*key).placed_millirows)
+    }
+
+    /// The rows of a member.
+    #[cfg(test)]
+    pub(crate) fn rows(&self, id: M) -> f64 {
+        self.keys.get(&id).map_or(0.0, |key| self.member(*key).rows())
     }
 
     fn member_mut(&mut self, id: M) -> Option<&mut Member<M>> {
-        self.keys.get(&id).and_then(|key| self.members.get_mut(key))
+        let key = *self.keys.get(&id)?;
+        self.members[key as usize].as_mut()
+    }
+
+    /// The member of a key in use.
+    fn member(&self, key: Key) -> &Member<M> {
+        self.members[key as usize].as_ref().expect("keys in use have members")
+    }
+
+    fn members(&self) -> impl Iterator<Item = (Key, &Member<M>)> {
+        (0..).zip(&self.members).filter_map(|(key, member)| Some((key, member.as_ref()?)))
     }
 
     /// Places a request.
@@ -346,41 +402,45 @@ impl<M: Copy + Ord> Routing<M> {
         ask: &Ask<'_, M>,
         prefiller: Option<Key>,
     ) -> Result<Placed<M>, NotPlaced> {
-        let all = if self.config.index_bytes == 0 {
-            Vec::new()
-        } else {
-            prefixes(ask.salt, ask.prompt, self.page_tokens)
+        let computed;
+        let all = match ask.hashes {
+            _ if self.config.index_bytes == 0 => &[][..],
+            Some(known) if known.page_tokens == self.page_tokens => &known.hashes,
+            _ => {
+                computed = prefixes(ask.salt, ask.prompt, self.page_tokens);
+                &computed
+            }
         };
-        // The last token is always computed, because its logits are needed.
-        let usable = ask.prompt.len().saturating_sub(1) / self.page_tokens as usize;
-        let cached = if ask.reads_cache { &all[..usable.min(all.len())] } else { &[] };
-        let pages = self.pages(ask);
+        let draw = self.random.draw();
+        let decision = Decision::new(self, now, ask, all, draw);
         let decoder = match ask.decode_on {
-            Some(id) => self.keys.get(&id).copied(),
-            None => self.choose_decoder(now, cached, pages, ask.not_on),
+            Some(id) => self.keys.get(&id).map(|key| (*key, false)),
+            None => decision.decoder(),
         };
-        let decoder = decoder.ok_or(NotPlaced::NoDecoder)?;
+        let (decoder, stays) = decoder.ok_or(NotPlaced::NoDecoder)?;
         let (choice, predictions) = match prefiller {
-            Some(key) => (Some(self.estimate(now, key, decoder, cached, ask, 0.0)), 0),
-            None => self.choose_prefiller(now, decoder, cached, ask),
+            Some(key) => (Some(decision.estimate(key, decoder, 0.0)), 0),
+            None => decision.prefiller(decoder, stays),
         };
         let Estimate { key: prefiller, work, ttft, .. } = choice.ok_or(NotPlaced::NoPrefiller)?;
-        self.turn += 1;
-        for key in [prefiller, decoder] {
-            self.index.insert(key, &all);
-        }
-        let (turn, mut decode) = (self.turn, DecodeShare::default());
-        if let Some(member) = self.members.get_mut(&decoder) {
-            if ask.decode_on.is_none() {
-                decode = DecodeShare { pages, millirows: member.millirows(ask.max_tokens, ttft) };
+        let (decode_on, prefill_on) = (self.member(decoder).id, self.member(prefiller).id);
+        let decode = match ask.decode_on {
+            Some(_) => DecodeShare::default(),
+            None => {
+                let millirows = self.member(decoder).millirows(ask.max_tokens, ttft);
+                DecodeShare { pages: self.pages(ask), millirows }
             }
+        };
+        self.index.insert(prefiller, all);
+        if decoder != prefiller {
+            self.index.insert(decoder, all);
+        }
+        if let Some(member) = self.member_mut(decode_on) {
             member.place_decode(decode);
-            member.turn = turn;
         }
-        if let Some(member) = self.members.get_mut(&prefiller) {
-            member.place(now, work, turn);
+        if let Some(member) = self.member_mut(prefill_on) {
+            member.place(now, work);
         }
-        let (decode_on, prefill_on) = (self.members[&decoder].id, self.members[&prefiller].id);
         Ok(Placed { decode_on, decode, prefill_on, prefill_tokens: work, predictions })
     }
 
@@ -388,10 +448,6 @@ impl<M: Copy + Ord> Routing<M> {
     fn pages(&self, ask: &Ask<'_, M>) -> u32 {
         let tokens = ask.prompt.len() as u64 + u64::from(ask.max_tokens.saturating_sub(1));
         tokens.div_ceil(u64::from(self.page_tokens)) as u32
-    }
-
-    fn resident_tokens(&self, key: Key, cached: &[PrefixHash]) -> u32 {
-        self.index.resident(key, cached) as u32 * self.page_tokens
     }
 }
 

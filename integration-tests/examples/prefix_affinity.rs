@@ -108,10 +108,12 @@ impl Target {
                 let ask = Ask {
                     prompt,
                     salt: None,
+                    hashes: None,
                     reads_cache: true,
                     max_tokens: TOKENS,
                     decode_on: None,
                     local: LocalPrefill::Always,
+                    context_tokens: 0,
                     not_on: &[],
                 };
                 let placed = routing().place(Instant::now(), &ask)?;

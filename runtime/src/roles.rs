@@ -5,6 +5,7 @@
 //! still run, and it ends the sessions, the transport and the memory pool, in this order. A process that `POST /admin/drain` has drained stays up
 //! until a signal or a fault ends it.
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -331,6 +332,8 @@ fn routing(config: &Config) -> RoutingConfig {
         ttft_target: config.routing.ttft_target,
         local_if_sooner_by: config.frontend.local_if_sooner_by,
         local: config.frontend.local,
+        // Each `RandomState` has new keys.
+        seed: RandomState::new().hash_one(0_u8),
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Instant;
 use super::{FleetModel, FleetState, NodeId, NodeView, TicketId, UNKNOWN_AFTER};
 use crate::messages::PrefillOutcome;
 use crate::request::CacheSalt;
-use crate::routing::{Ask, DecodeShare, LocalPrefill, NotPlaced};
+use crate::routing::{Ask, DecodeShare, LocalPrefill, NotPlaced, PromptHashes};
 
 /// Maximum number of nodes that get a request one after the other.
 const ATTEMPTS: usize = 3;
@@ -37,6 +37,9 @@ pub struct FleetAsk<'a> {
     pub prompt: &'a [u32],
     /// The salt of its prefix cache.
     pub salt: Option<CacheSalt>,
+    /// The hashes of the prompt with its salt, for pages of [`FleetState::page_tokens`]. The state computes them if they are missing. A caller that
+    /// shares the state among threads computes them first, while it does not hold the lock.
+    pub hashes: Option<&'a PromptHashes>,
     /// Maximum number of tokens to sample; `None`: as many as the context has room for.
     pub max_tokens: Option<u32>,
 }
@@ -121,6 +124,8 @@ struct Placement {
     placed: Instant,
     /// The prompt counts at its prefiller.
     is_counted: bool,
+    /// The answer has begun.
+    has_begun: bool,
 }
 
 impl FleetRequest {
@@ -137,11 +142,8 @@ impl FleetState {
     /// # Errors
     /// [`FleetRefusal`].
     pub fn place(&mut self, now: Instant, ask: &FleetAsk<'_>) -> Result<FleetTicket, FleetRefusal> {
-        let name = match ask.model {
-            Some(name) => self.models.get_key_value(name).map(|(name, _)| name),
-            None => self.models.keys().next(),
-        };
-        let model = name.cloned().ok_or(FleetRefusal::NoModel)?;
+        let (name, _) = self.model(ask.model).ok_or(FleetRefusal::NoModel)?;
+        let model = Arc::clone(name);
         let id = TicketId(self.next_ticket);
         self.next_ticket += 1;
         let request = FleetRequest {
@@ -241,6 +243,7 @@ impl FleetState {
         self.judge(now, ticket, |breaker, placed| breaker.began(placed));
         self.uncount(now, ticket, outcome);
         self.leave_budget(ticket);
+        self.count_row(ticket, true);
         if let Some(request) = self.requests.get_mut(&ticket) {
             request.is_answered = true;
         }
@@ -281,20 +284,19 @@ impl FleetState {
     ) -> Result<FleetTicket, FleetRefusal> {
         let (request, ran) = (self.requests.get(&ticket).ok_or(FleetRefusal::NoNode)?, self.ran(now));
         let name = request.model.clone();
-        let context = self.context_tokens(now, Some(&name)).unwrap_or(0);
+        let context = self.context_tokens(Some(&name)).unwrap_or(0);
         let prompt = u32::try_from(ask.prompt.len()).unwrap_or(u32::MAX);
         let needed = prompt.saturating_add(ask.max_tokens.unwrap_or(1)).min(context);
-        let is_short = |(_, view): &(NodeId, &NodeView)| view.context_tokens < needed;
-        let short = self.views_of(now, &name).filter(is_short).map(|(id, _)| id);
-        let not_on: Vec<NodeId> = request.tried.iter().copied().chain(short).collect();
         let asked = Ask {
             prompt: ask.prompt,
             salt: ask.salt,
+            hashes: ask.hashes,
             reads_cache: true,
             max_tokens: ask.max_tokens.unwrap_or(ANSWER_TOKENS).min(context.saturating_sub(prompt)),
             decode_on: None,
             local: LocalPrefill::Auto,
-            not_on: &not_on,
+            context_tokens: needed,
+            not_on: &request.tried,
         };
         let FleetModel { routing, .. } = self.models.get_mut(&name).ok_or(FleetRefusal::NoModel)?;
         let mut placed = routing.place(now, &asked);
@@ -328,6 +330,7 @@ impl FleetState {
             prefill_tokens: placed.prefill_tokens,
             placed: now,
             is_counted: true,
+            has_begun: false,
         };
         if let Some(request) = self.requests.get_mut(&ticket) {
             request.placement = Some(placement);
@@ -346,6 +349,7 @@ impl FleetState {
     /// A request no longer runs on its nodes. Returns the one that decoded it.
     fn release(&mut self, now: Instant, ticket: TicketId) -> Option<NodeId> {
         self.uncount(now, ticket, &PrefillOutcome::Withdrawn);
+        self.count_row(ticket, false);
         let request = self.requests.get_mut(&ticket)?;
         let (placement, model) = (request.placement.take()?, request.model.clone());
         let is_there = self.name_of(placement.decode_on) == Some(placement.decode_name);
@@ -359,6 +363,22 @@ impl FleetState {
             self.breaker_of(now, node, |breaker| breaker.ended(ticket));
         }
         Some(placement.decode_on)
+    }
+
+    /// The answer of a request has begun, or has ended.
+    fn count_row(&mut self, ticket: TicketId, begins: bool) {
+        let Some(request) = self.requests.get_mut(&ticket) else { return };
+        let Some(placement) = request.placement.as_mut().filter(|placement| placement.has_begun != begins)
+        else {
+            return;
+        };
+        placement.has_begun = begins;
+        let (node, name) = (placement.decode_on, placement.decode_name);
+        let last = self.nodes.get(&node).and_then(|node| node.last.as_ref());
+        let is_there = last.is_some_and(|(view, _)| view.name == name);
+        if let Some(model) = self.models.get_mut(&request.model).filter(|_| is_there) {
+            if begins { model.routing.row_began(node) } else { model.routing.row_ended(node) }
+        }
     }
 
     /// The prompt of this request no longer counts at its prefiller.

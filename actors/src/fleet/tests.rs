@@ -46,7 +46,7 @@ fn prompt(number: u32, tokens: u32) -> Vec<u32> {
 }
 
 fn ask(prompt: &[u32]) -> FleetAsk<'_> {
-    FleetAsk { model: None, prompt, salt: None, max_tokens: Some(8) }
+    FleetAsk { model: None, prompt, salt: None, hashes: None, max_tokens: Some(8) }
 }
 
 impl Fleet {
@@ -222,10 +222,11 @@ fn a_broken_or_draining_node_gets_nothing() {
     fleet.break_on(kept);
     assert_ne!(fleet.run(&prompt(1, 400)).1, kept);
     fleet.pass_and_report(100);
-    assert_eq!(fleet.run(&prompt(1, 400)).1, kept, "its pause is over");
+    // Another node has the prompt too by now.
+    assert!((0..30).any(|_| fleet.run(&prompt(1, 400)).1 == kept), "its pause is over");
     let number = 1 + nodes.iter().position(|node| *node == kept).unwrap() as u64;
     fleet.report(kept, NodeView { accepts: false, ..report(number) }).unwrap();
-    assert_ne!(fleet.run(&prompt(1, 400)).1, kept);
+    assert!((0..30).all(|_| fleet.run(&prompt(1, 400)).1 != kept));
 }
 
 #[test]
@@ -268,6 +269,26 @@ fn placements_count_until_a_report_contains_them() {
     fleet.state.ended(fleet.now, first.id);
     fleet.state.ended(fleet.now, first.id);
     assert_eq!((waiting(&fleet), fleet.state.live()), (0, 0));
+}
+
+#[test]
+fn an_answer_that_runs_is_no_answer_of_another_proxy() {
+    let (mut fleet, [node, ..]) = Fleet::new();
+    let decoding = |fleet: &mut Fleet| {
+        let load = LoadReport { decoding: 1, ..report(1).load };
+        fleet.report(node, NodeView { load, ..report(1) }).unwrap();
+        fleet.state.models["m"].routing.rows(node)
+    };
+    let ticket = fleet.place_on(node);
+    fleet.state.answered(fleet.now, ticket.id);
+    assert_eq!(decoding(&mut fleet), 1.0);
+    fleet.state.ended(fleet.now, ticket.id);
+    assert_eq!(decoding(&mut fleet), 1.0, "that of another proxy");
+    let ticket = fleet.place_on(node);
+    let share = fleet.state.models["m"].routing.live_rows(node) as f64 / 1e3;
+    assert!(share > 0.1);
+    assert_eq!(fleet.state.models["m"].routing.rows(node), 1.0 + share);
+    fleet.state.ended(fleet.now, ticket.id);
 }
 
 #[test]
@@ -455,9 +476,9 @@ fn a_retry_leaves_the_budget_when_it_is_answered_or_ends() {
 fn only_a_node_with_a_large_enough_context_gets_a_long_request() {
     let (mut fleet, [large, ..]) = Fleet::new();
     fleet.report(large, NodeView { context_tokens: 8192, ..report(1) }).unwrap();
-    assert_eq!(fleet.state.context_tokens(fleet.now, Some("m")), Some(8192));
-    assert_eq!(fleet.state.context_tokens(fleet.now, None), Some(8192));
-    assert_eq!(fleet.state.context_tokens(fleet.now, Some("n")), None);
+    assert_eq!(fleet.state.context_tokens(Some("m")), Some(8192));
+    assert_eq!(fleet.state.context_tokens(None), Some(8192));
+    assert_eq!(fleet.state.context_tokens(Some("n")), None);
     let mut check = |tokens: u32, max_tokens, on_large: bool| {
         let all_on_large = (0..10).all(|number| {
             let asked = prompt(number, tokens);

@@ -243,10 +243,12 @@ impl ProxyState {
         let ask = Ask {
             prompt: &generate.prompt,
             salt: generate.salt,
+            hashes: None,
             reads_cache: generate.prompt_logprobs.is_none(),
             max_tokens: generate.max_tokens,
             decode_on: Some(HERE),
             local,
+            context_tokens: 0,
             not_on: tried,
         };
         let placed = match named {

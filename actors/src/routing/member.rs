@@ -1,10 +1,10 @@
 //! The router's record of one member: its capabilities, its queue, its speed and its failures.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use connector::frame::Capabilities;
 
+use super::index::Key;
 use super::{DecodeShare, Joining};
 use crate::messages::{DecodeSteps, LoadReport, PrefillOutcome};
 
@@ -78,6 +78,28 @@ impl Work {
     }
 }
 
+/// A set of members.
+#[derive(Debug, Default)]
+pub(super) struct KeySet(Vec<u64>);
+
+impl KeySet {
+    pub(super) fn contains(&self, key: Key) -> bool {
+        self.0.get(key as usize / 64).is_some_and(|word| word & (1 << (key % 64)) != 0)
+    }
+
+    pub(super) fn insert(&mut self, key: Key) {
+        let word = key as usize / 64;
+        self.0.resize(self.0.len().max(word + 1), 0);
+        self.0[word] |= 1 << (key % 64);
+    }
+
+    pub(super) fn remove(&mut self, key: Key) {
+        if let Some(word) = self.0.get_mut(key as usize / 64) {
+            *word &= !(1 << (key % 64));
+        }
+    }
+}
+
 /// A member of the fleet.
 #[derive(Debug)]
 pub(super) struct Member<M> {
@@ -88,7 +110,9 @@ pub(super) struct Member<M> {
     /// It takes new requests.
     pub(super) accepts: bool,
     /// The other members that can prefill for it; `None`: all.
-    pub(super) prefillers: Option<BTreeSet<M>>,
+    pub(super) prefillers: Option<KeySet>,
+    /// Maximum number of tokens of a prompt and its answer together.
+    pub(super) context_tokens: u32,
     /// Tokens that we expect the member to compute for the prompts that were placed there and are not computed yet.
     pub(super) waiting: u64,
     /// Reported tokens of prompts that others placed there and that are not computed yet.
@@ -112,16 +136,20 @@ pub(super) struct Member<M> {
     pub(super) queued: u64,
     /// Reported sequences that decode.
     decoding: u32,
+    /// Those of them that other routers have placed, as far as we know.
+    others_decoding: u32,
+    /// The requests that were placed here to decode, have begun to do so, and have not ended.
+    begun_rows: u32,
     /// Expected thousandths of rows of the requests that were placed here to decode and have not ended.
     pub(super) placed_millirows: u64,
     /// The member's measured steps that only decode.
     pub(super) decode_steps: Option<DecodeSteps>,
-    /// Number of the last placement here.
-    pub(super) turn: u64,
     /// Pages of the pool.
     pub(super) pool_pages: u32,
     /// Pages in use, as reported.
     used_pages: u32,
+    /// The value of `placed_pages` at that report.
+    reported_placed_pages: u32,
     /// Pages of the requests that were placed here to decode and have not ended.
     pub(super) placed_pages: u32,
 }
@@ -136,6 +164,7 @@ impl<M> Member<M> {
             capabilities,
             accepts: true,
             prefillers: None,
+            context_tokens: u32::MAX,
             waiting: 0,
             others: 0,
             begun: 0,
@@ -148,11 +177,13 @@ impl<M> Member<M> {
             work,
             queued: 0,
             decoding: 0,
+            others_decoding: 0,
+            begun_rows: 0,
             placed_millirows: 0,
             decode_steps: None,
-            turn: 0,
             pool_pages,
             used_pages: 0,
+            reported_placed_pages: 0,
             placed_pages: 0,
         }
     }
@@ -203,9 +234,20 @@ impl<M> Member<M> {
         self.work.at(now)
     }
 
-    /// Pages that are free for further requests.
+    /// Pages that are free for further requests. Those that were placed here since the last report are not in it.
     pub(super) fn room(&self) -> u32 {
-        self.pool_pages.saturating_sub(self.used_pages.max(self.placed_pages))
+        let since = self.placed_pages.saturating_sub(self.reported_placed_pages);
+        self.pool_pages.saturating_sub(self.used_pages.saturating_add(since).max(self.placed_pages))
+    }
+
+    /// A request that was placed here has begun to decode.
+    pub(super) fn row_began(&mut self) {
+        self.begun_rows = self.begun_rows.saturating_add(1);
+    }
+
+    /// A request that had begun to decode here has ended.
+    pub(super) fn row_ended(&mut self) {
+        self.begun_rows = self.begun_rows.saturating_sub(1);
     }
 
     /// A request is placed here to decode.
@@ -220,9 +262,11 @@ impl<M> Member<M> {
         self.placed_pages = self.placed_pages.saturating_sub(share.pages);
     }
 
-    /// The number of sequences that decode here at one time, as far as the router knows.
+    /// The number of sequences that decode here at one time, as far as the router knows: those that are reported, or, if they are more, those
+    /// that it expects from its own placements and the reported ones of other routers.
     pub(super) fn rows(&self) -> f64 {
-        f64::from(self.decoding).max(self.placed_millirows as f64 / 1e3)
+        let expected = f64::from(self.others_decoding) + self.placed_millirows as f64 / 1e3;
+        expected.max(f64::from(self.decoding))
     }
 
     /// The part of its life, in thousandths, in which a request decodes here, if it samples `tokens` tokens after a wait of `wait` microseconds.
@@ -252,10 +296,9 @@ impl<M> Member<M> {
     }
 
     /// A prompt is placed here. We expect that `tokens` of its tokens must be computed.
-    pub(super) fn place(&mut self, now: Instant, tokens: u32, turn: u64) {
+    pub(super) fn place(&mut self, now: Instant, tokens: u32) {
         self.waiting += u64::from(tokens);
         self.work = Work::new(self.recent(now) + f64::from(tokens), now);
-        self.turn = turn;
     }
 
     /// The member has reported its load. The report contains `own` tokens of `waiting`.
@@ -264,6 +307,7 @@ impl<M> Member<M> {
         self.others = (report.waiting_tokens + report.begun_tokens).saturating_sub(own);
         self.begun = report.begun_tokens;
         self.decoding = report.decoding;
+        self.others_decoding = report.decoding.saturating_sub(self.begun_rows);
         self.decode_steps = report.decode.or(self.decode_steps);
         // Without prompts, the report repeats an old measurement.
         let repeats = |(speed, at): (f64, Instant)| {
@@ -276,6 +320,7 @@ impl<M> Member<M> {
     /// The member has `pool_pages` pages and uses `used_pages` of them.
     pub(super) fn set_room(&mut self, pool_pages: u32, used_pages: u32) {
         (self.pool_pages, self.used_pages) = (pool_pages, used_pages);
+        self.reported_placed_pages = self.placed_pages;
     }
 
     /// A prompt that was placed here is in the reports from now on.

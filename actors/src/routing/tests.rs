@@ -1,6 +1,7 @@
 mod fleet;
 mod placement;
 mod property;
+mod several;
 
 use super::*;
 
@@ -21,10 +22,12 @@ pub(super) fn ask(prompt: &[u32]) -> Ask<'_, u32> {
     Ask {
         prompt,
         salt: None,
+        hashes: None,
         reads_cache: true,
         max_tokens: 1,
         decode_on: Some(0),
         local: LocalPrefill::Auto,
+        context_tokens: 0,
         not_on: &[],
     }
 }

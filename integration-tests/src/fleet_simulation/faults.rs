@@ -193,7 +193,8 @@ impl World {
         let before = &self.proxies[place];
         let (life, turn, paused) = (before.life + 1, before.turn + 1, before.paused);
         let without_etcd_until = before.without_etcd_until;
-        self.proxies[place] = Proxy { life, turn, paused, without_etcd_until, ..Proxy::new(before.ppm) };
+        self.proxies[place] =
+            Proxy { life, turn, paused, without_etcd_until, ..Proxy::new(before.ppm, turn) };
         self.after(MILLI, Event::Tick { proxy: place, life });
         self.follow(place, turn);
     }

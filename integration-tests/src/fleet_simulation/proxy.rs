@@ -72,11 +72,11 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    pub(super) fn new(ppm: i64) -> Self {
+    pub(super) fn new(ppm: i64, seed: u64) -> Self {
         Self {
             ppm,
             life: 0,
-            state: FleetState::new(INDEX_BYTES, Duration::from_secs(1)),
+            state: FleetState::new(INDEX_BYTES, Duration::from_secs(1)).with_seed(seed),
             view: EtcdView::new(3),
             resolved: Members::default(),
             watch: None,

@@ -41,7 +41,13 @@ pub(super) struct Request {
 
 impl Request {
     fn ask(&self) -> FleetAsk<'_> {
-        FleetAsk { model: None, prompt: &self.prompt, salt: None, max_tokens: Some(self.tokens) }
+        FleetAsk {
+            model: None,
+            prompt: &self.prompt,
+            salt: None,
+            hashes: None,
+            max_tokens: Some(self.tokens),
+        }
     }
 }
 
@@ -69,7 +75,8 @@ impl World {
             system.chain((0..own).map(|token| (conversation * 10_000 + token) as u32)).collect();
         let tokens = self.dice.between(10, 70) as u32;
         let time = self.time(proxy);
-        let ask = FleetAsk { model: None, prompt: &prompt, salt: None, max_tokens: Some(tokens) };
+        let ask =
+            FleetAsk { model: None, prompt: &prompt, salt: None, hashes: None, max_tokens: Some(tokens) };
         let placed = self.proxies[proxy].state.place(time, &ask);
         let ticket = match placed {
             Ok(ticket) => ticket,

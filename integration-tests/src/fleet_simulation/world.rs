@@ -166,7 +166,7 @@ impl World {
             Node::new(address(place, 0), capabilities, plan.rows, skew(dice))
         };
         let nodes: Vec<Node> = (0..plan.nodes).map(|place| node(place, &mut dice)).collect();
-        let proxies = (0..plan.proxies).map(|_| Proxy::new(skew(&mut dice))).collect();
+        let proxies = (0..plan.proxies).map(|proxy| Proxy::new(skew(&mut dice), proxy as u64)).collect();
         Self {
             dice,
             now: 0,

@@ -14,6 +14,7 @@ mod forward;
 mod poll;
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::AtomicBool;
@@ -137,7 +138,9 @@ impl FleetProxy {
             index_bytes,
             ttft_target,
         } = settings;
-        let mut state = FleetState::new(index_bytes, ttft_target);
+        // Each `RandomState` has new keys.
+        let seed = RandomState::new().hash_one(0_u8);
+        let mut state = FleetState::new(index_bytes, ttft_target).with_seed(seed);
         let nodes = state.named(nodes.into_iter().map(Arc::from)).into_iter();
         let members = nodes.map(|(id, address)| (id, Arc::new(FleetMember::new(id, address)))).collect();
         Self {

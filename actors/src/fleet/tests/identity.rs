@@ -45,7 +45,7 @@ fn the_address_and_the_context_of_a_lost_node_do_not_count() {
     let context_tokens = heir.context_tokens;
     fleet.report(second, heir).unwrap();
     assert_eq!(fleet.state.by_address[&address(1)], second);
-    assert_eq!(fleet.state.context_tokens(fleet.now, Some("m")), Some(context_tokens));
+    assert_eq!(fleet.state.context_tokens(Some("m")), Some(context_tokens));
 }
 
 #[test]

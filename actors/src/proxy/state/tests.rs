@@ -167,7 +167,7 @@ fn a_sender_whose_prefills_fail_is_not_preferred() {
     assert_eq!(tried, [49, 149, 349, 749, 1549]);
     // The broken sender recovers.
     now += Duration::from_secs(30);
-    assert_eq!(to(&mut state, now), Some(broken));
+    assert!((0..2).any(|_| to(&mut state, now) == Some(broken)), "both are idle");
     let during: Vec<_> = (0..3).map(|_| to(&mut state, now)).collect();
     assert_eq!(during, [Some(good); 3], "only one prompt is sent to it until one succeeds");
     state.on_prefill_over(now, &computed(broken, 100, 1000));

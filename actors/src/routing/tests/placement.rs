@@ -23,6 +23,21 @@ fn a_prompt_returns_to_the_member_with_its_prefix() {
 }
 
 #[test]
+fn hashes_are_computed_if_they_are_missing_or_have_other_pages() {
+    let text = prompt(1, 600);
+    let [known, other] = [PAGE, 4 * PAGE].map(|pages| PromptHashes::new(pages, None, &text));
+    let all = [None, Some(&known), Some(&other)];
+    for (first, second) in all.iter().flat_map(|first| all.map(|second| (*first, second))) {
+        let (mut routing, now) = (router(1, RoutingConfig::default()), Instant::now());
+        let tokens = [first, second].map(|hashes| {
+            let ask = Ask { hashes, local: LocalPrefill::Never, ..ask(&text) };
+            run(&mut routing, now, &ask).prefill_tokens
+        });
+        assert_eq!(tokens, [600, 600 - 592]);
+    }
+}
+
+#[test]
 fn salts_share_nothing() {
     let (mut routing, now) = (router(1, RoutingConfig::default()), Instant::now());
     let prompt = prompt(1, 600);
@@ -108,14 +123,21 @@ fn routers_that_do_not_know_each_other_agree() {
     assert!(agreed >= 16, "{agreed} of 32: {homes:?}");
 }
 
+/// The members that prefill prompts without a full page, so without a prefix.
+fn chosen(seed: u64, count: u32) -> Vec<u32> {
+    let (mut routing, now) = (router(4, RoutingConfig { seed, ..RoutingConfig::default() }), Instant::now());
+    (0..count).map(|number| run(&mut routing, now, &ask(&prompt(number, 10))).prefill_on).collect()
+}
+
 #[test]
-fn equal_members_take_turns() {
-    let (mut routing, now) = (router(4, RoutingConfig::default()), Instant::now());
-    // Prompts without a full page have no prefix.
-    let chosen: Vec<u32> =
-        (0..8).map(|number| run(&mut routing, now, &ask(&prompt(number, 10))).prefill_on).collect();
-    assert_eq!(chosen[..4], chosen[4..]);
-    assert_eq!(chosen.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+fn equal_members_are_chosen_at_random() {
+    let all = chosen(1, 400);
+    for member in 1..=4 {
+        let count = all.iter().filter(|chosen| **chosen == member).count();
+        assert!((70..=130).contains(&count), "{member}: {count}");
+    }
+    assert_eq!(all, chosen(1, 400), "a seed decides");
+    assert_ne!(all, chosen(2, 400));
 }
 
 #[test]
@@ -197,6 +219,7 @@ fn a_member_gets_more_to_decode_while_its_steps_stay_short() {
     assert_ne!(second.decode_on, first);
     routing.decoded(second.decode_on, second.decode);
     // 8 rows add a tenth to the step, so there is room for up to 24: twice what is measured, and 8. A request decodes 95 % of its life.
+    (0..8).for_each(|_| routing.row_began(first));
     routing.reported(now, first, &decodes(8, 8, 4_400));
     let joined = (0..30).take_while(|_| place(&mut routing).decode_on == first).count();
     assert!((16..=24).contains(&joined), "{joined}");

@@ -9,6 +9,7 @@ use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actors::fleet::{Failure, FleetAsk, FleetRefusal, FleetTicket, NodeId, TicketId};
+use actors::routing::PromptHashes;
 use futures_util::stream::unfold;
 use http_body_util::BodyExt;
 use hyper::Response;
@@ -85,10 +86,15 @@ async fn answer(
     let read = timeout_at(deadline.into(), read(kind, proxy, default, bytes.clone())).await;
     let routed = read.map_err(|_| late(proxy))??;
     let model = routed.model.as_deref();
+    let model_name = model.or(default);
+    // The prompt is hashed while the state is not locked.
+    let page_tokens = proxy.state().page_tokens(model_name);
+    let hashes = page_tokens.map(|tokens| PromptHashes::new(tokens, routed.salt, &routed.prompt));
     let ask = FleetAsk {
-        model: model.or(default),
+        model: model_name,
         prompt: &routed.prompt,
         salt: routed.salt,
+        hashes: hashes.as_ref(),
         max_tokens: routed.max_tokens,
     };
     let placed = proxy.state().place(Instant::now(), &ask);
@@ -195,8 +201,7 @@ async fn read(
 ) -> Result<RoutedPrompt, ApiError> {
     let is_long = bytes.len() > body::READ_HERE_BYTES_MAX;
     let (model, memory) = (Arc::clone(&proxy.model), proxy.memory.clone());
-    let context_tokens =
-        proxy.state().context_tokens(Instant::now(), default).unwrap_or(model.context_tokens);
+    let context_tokens = proxy.state().context_tokens(default).unwrap_or(model.context_tokens);
     let work = move || {
         let reader = Reader { context_tokens, ..Reader::new(&model, &memory, is_long) };
         openai::routed_prompt(kind, &bytes, reader)
