@@ -53,6 +53,8 @@ impl Behaviour for BufferManagerBehaviour {
         store(counters.pages_resident(), counts.resident);
         store(counters.pages_adopted(), counts.adopted);
         store(counters.hash_mismatches(), counts.mismatches);
+        store(counters.pages_lost(), counts.lost);
+        store(counters.quarantine_micros(), counts.quarantine_micros);
     }
 
     fn expects_more(mail: &ToBufferManager) -> bool {

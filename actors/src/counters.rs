@@ -59,6 +59,10 @@ counters! {
     pages_resident: "counter" "baton_pages_resident_total";
     /// Pages that a lost session may still write, and damaged pages.
     pages_quarantined: "gauge" "baton_pages_quarantined";
+    /// Pages that were quarantined since the start.
+    pages_lost: "counter" "baton_pages_lost_total";
+    /// Microseconds from the end of a session until its quarantined pages were free again, summed over sessions.
+    quarantine_micros: "counter" "baton_quarantine_micros_total";
     /// Pages that landed and were adopted.
     pages_adopted: "counter" "baton_pages_adopted_total";
     /// Batches of KV events since the start, including dropped ones.

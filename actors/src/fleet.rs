@@ -127,6 +127,17 @@ struct FleetModel {
     routing: Routing<NodeId>,
 }
 
+impl FleetModel {
+    /// A node has reported its context, its pages and its queue.
+    fn room_reported(&mut self, id: NodeId, report: &NodeView) {
+        self.context_tokens = self.context_tokens.max(Some(report.context_tokens));
+        self.routing.context_reported(id, report.context_tokens);
+        self.routing.room_changed(id, report.pool_pages, report.used_pages);
+        self.routing.cache_reported(id, report.cache_pages);
+        self.routing.queued(id, report.queued);
+    }
+}
+
 /// The nodes of a fleet and the requests on them.
 #[derive(Debug)]
 pub struct FleetState {
@@ -289,11 +300,7 @@ impl FleetState {
             model.routing.prefillers_of(id, prefillers.copied());
             node.links = self.links;
         }
-        model.context_tokens = model.context_tokens.max(Some(report.context_tokens));
-        model.routing.context_reported(id, report.context_tokens);
-        model.routing.room_changed(id, report.pool_pages, report.used_pages);
-        model.routing.cache_reported(id, report.cache_pages);
-        model.routing.queued(id, report.queued);
+        model.room_reported(id, &report);
         let load = report.load;
         (node.last, node.heard, node.is_cut) = (Some((report, ran)), Some(ran), false);
         let mut contained = Vec::new();

@@ -81,6 +81,15 @@ impl Member {
         };
         self.link.filter(|_| fits && self.name != own.name)
     }
+
+    /// Number of sessions that this member and the process `own` open with each other: 0, 1 or 2. A member of which only an address is known counts
+    /// if `own` dials it.
+    pub fn sessions_with(&self, own: &Self) -> usize {
+        let prefills = |member: &Self| member.says.as_ref().is_some_and(|says| says.prefills);
+        let is_dialled = prefills(own) && self.dialled_by(own).is_some();
+        let dials = prefills(self) && own.dialled_by(self).is_some();
+        usize::from(is_dialled) + usize::from(dials)
+    }
 }
 
 /// A change of the members.
@@ -92,8 +101,45 @@ pub enum Change {
     Left(String),
     /// The history is unknown: these are all members now.
     Resync(Vec<Member>),
-    /// An entry is left out, for the reason in this sentence. Each key is reported once while it stays malformed.
-    Skipped(String),
+    /// The entry of this name is left out. Each key is reported once while it stays wrong.
+    Skipped(String, EntryError),
+}
+
+/// Why an entry of a registry is no member.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EntryError {
+    /// The key does not end with the name of an incarnation.
+    #[error("the key is no incarnation")]
+    Key,
+    /// The value is not the JSON of a member, or is too large.
+    #[error("{0}")]
+    Value(String),
+    /// The value names another incarnation than the key.
+    #[error("the value is of another incarnation")]
+    Incarnation,
+    /// An address of the member cannot be connected to.
+    #[error("{0} is no address that can be connected to")]
+    Address(SocketAddr),
+    /// There are too many members.
+    #[error("the fleet has {MEMBERS_MAX} members, which is the limit")]
+    Full,
+}
+
+impl EntryError {
+    /// The values of [`kind`](Self::kind).
+    pub const KINDS: [&'static str; 5] = ["key", "value", "incarnation", "address", "full"];
+
+    /// The value of the label `reason` in metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::Value(_) => "value",
+            Self::Incarnation => "incarnation",
+            Self::Address(_) => "address",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// An entry of a registry: its name, and the member or the reason why it is none.
@@ -102,15 +148,15 @@ pub struct Entry {
     /// The last part of the key.
     pub name: String,
     /// The value.
-    pub member: Result<Member, String>,
+    pub member: Result<Member, EntryError>,
 }
 
 /// The set of members.
 #[derive(Debug, Default)]
 pub struct Members {
     members: BTreeMap<String, Member>,
-    /// Names of the entries that are left out.
-    skipped: BTreeSet<String>,
+    /// The entries that are left out, with [`EntryError::kind`].
+    skipped: BTreeMap<String, &'static str>,
 }
 
 impl Members {
@@ -119,16 +165,16 @@ impl Members {
         self.members.values()
     }
 
-    /// Number of entries that are left out.
-    pub fn skipped(&self) -> usize {
-        self.skipped.len()
+    /// [`EntryError::kind`] of each entry that is left out. A member whose entry became wrong is among them.
+    pub fn skipped(&self) -> impl Iterator<Item = &'static str> {
+        self.skipped.values().copied()
     }
 
     /// These are all entries. Returns one change for each member that differs.
     pub fn resync(&mut self, entries: Vec<Entry>) -> Vec<Change> {
         let names: BTreeSet<String> = entries.iter().map(|entry| entry.name.clone()).collect();
-        let gone: Vec<String> =
-            self.members.keys().chain(&self.skipped).filter(|name| !names.contains(*name)).cloned().collect();
+        let known = self.members.keys().chain(self.skipped.keys());
+        let gone: Vec<String> = known.filter(|name| !names.contains(*name)).cloned().collect();
         let mut changes: Vec<Change> = gone.iter().filter_map(|name| self.remove(name)).collect();
         changes.extend(entries.into_iter().filter_map(|entry| self.put(entry)));
         changes
@@ -138,13 +184,7 @@ impl Members {
     pub fn put(&mut self, entry: Entry) -> Option<Change> {
         let Entry { name, member } = entry;
         let is_full = self.members.len() >= MEMBERS_MAX && !self.members.contains_key(&name);
-        let member = member.and_then(|member| {
-            if is_full {
-                Err(format!("the fleet has {MEMBERS_MAX} members, which is the limit"))
-            } else {
-                Ok(member)
-            }
-        });
+        let member = member.and_then(|member| if is_full { Err(EntryError::Full) } else { Ok(member) });
         match member {
             Ok(member) => {
                 self.skipped.remove(&name);
@@ -152,9 +192,13 @@ impl Members {
                 (before.as_ref() != Some(&member)).then_some(Change::Joined(member))
             }
             // A member stays as it was: its entry may be damaged, but it is there.
-            Err(reason) => {
-                let is_news = self.skipped.len() < MEMBERS_MAX && self.skipped.insert(name.clone());
-                is_news.then(|| Change::Skipped(format!("{name}: {reason}")))
+            Err(error) => {
+                let is_known = self.skipped.contains_key(&name);
+                if is_known || self.skipped.len() < MEMBERS_MAX {
+                    self.skipped.insert(name.clone(), error.kind());
+                    return (!is_known).then_some(Change::Skipped(name, error));
+                }
+                None
             }
         }
     }

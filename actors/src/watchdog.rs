@@ -68,7 +68,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches until dropped. Pulls the kill switch `kill` when the engine is lost.
+    /// Watches until dropped. Pulls the kill switch `kill` when the engine is lost, at the latest when dropped.
     ///
     /// # Errors
     /// The operating system gives no thread.
@@ -110,5 +110,28 @@ fn watch(watched: &Watched, health: &NodeHealth, kill: &KillSwitch, stopped: &Re
         if let Some(Fault::EngineLost(text)) = fault {
             kill.pull(text);
         }
+    }
+    // The engine may be lost since the last check, with the last request of a drain.
+    if let Some(Fault::EngineLost(text)) = observe(watched.engine.lost(), []) {
+        kill.pull(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::{CudaError, EngineError};
+
+    use crate::devices::engine_thread::step_times::StepTimes;
+
+    use super::*;
+
+    #[test]
+    fn an_engine_that_is_lost_at_the_end_is_a_fault() {
+        let (engine, kill) = (EnginePulse::new(StepTimes::new(0, false)), KillSwitch::default());
+        let watched = Watched { actors: Vec::new(), engine: engine.clone(), transport: None };
+        let watchdog = Watchdog::spawn(watched, NodeHealth::default(), kill.clone()).expect("a thread");
+        engine.lose(&EngineError::Device(CudaError::of_status("cuEventQuery", 700)));
+        drop(watchdog);
+        assert!(kill.fault().is_some_and(|fault| fault.contains("cuEventQuery")), "{:?}", kill.fault());
     }
 }

@@ -309,7 +309,8 @@ pub enum Frame {
     },
     /// Sender → receiver: the lane is measured and may be used for requests.
     LinkProbed {
-        /// The UCX transport and device of the lane, for example `tcp/lo`.
+        /// All UCX transports and devices of the lane, for example `tcp/lo` or `rc_mlx5/mlx5_0:1,tcp/eth0`. They decide whether closing the
+        /// session at the receiver is proof ([`lane`](crate::transport::lane)).
         #[serde(deserialize_with = "wire::text")]
         lane: String,
         /// Bytes that were measured.

@@ -5,6 +5,7 @@
 //! operation until it completes, so dropping a handle, a future or an actor never frees memory that an operation may access. Each
 //! accepted command gets exactly one final event, even if it fails.
 
+pub mod lane;
 pub(crate) mod queue;
 
 use serde::{Deserialize, Serialize};
@@ -113,7 +114,7 @@ pub enum Event {
     Connected {
         /// The session.
         session: TransportSession,
-        /// The transport and device that carry the bytes, for example `tcp/lo`.
+        /// All transports and devices that carry the bytes, for example `tcp/lo`.
         lane: String,
     },
     /// A put is complete at the source.
@@ -223,11 +224,11 @@ pub trait Transport: Send + Sync {
     /// The transport's name, as in [`Descriptor::transport`].
     fn name(&self) -> &'static str;
 
-    /// Whether [`Event::Closed`] proves that no put of the peer can land any more.
+    /// Whether [`Event::Closed`] proves that no put of the peer can land any more, in every session.
     ///
-    /// True if puts into this region move only while our worker of the session runs. That is so over TCP, where the receiver's
-    /// progress copies the bytes. False if the peer's process or device writes our memory directly. Then the proof also needs the
-    /// peer's statement that the session has drained, or the end of the peer's process.
+    /// True if every lane that may be used ends with our worker of the session ([`lane`]). Otherwise it is proof only in the sessions whose
+    /// lane is known to do so ([`lane::ends_with_worker`]). In the others, the proof also needs the peer's statement that the session has
+    /// drained, or the end of the peer's process.
     fn close_ends_writes(&self) -> bool;
 
     /// Queues a command without blocking.

@@ -3,8 +3,9 @@
 //! It runs on the thread "baton-ucx" (`ucx/thread.rs`). UCX adds a thread that accepts TCP connections. The command queue is bounded:
 //! 1024 commands that are not answered yet, and 64 more for opening, connecting and closing.
 //!
-//! Over TCP the receiver's worker copies incoming bytes into place. Since each session has its own worker, destroying the worker
-//! proves that no more bytes of the session are written.
+//! Each session has its own worker, and so its own sockets and queue pairs. Over TCP and RDMA, destroying the worker therefore proves that no
+//! more bytes of the session are written ([`lane`](crate::transport::lane)). It blocks the thread, and with it the other sessions, for as long
+//! as UCX needs to close the sockets or queue pairs. It does not wait for the peer.
 
 mod blob;
 mod handles;
@@ -13,7 +14,7 @@ mod thread;
 
 use crate::memory::Region;
 use crate::transport::queue::{Driver, Queue, StopOnExit};
-use crate::transport::{Command, EventSink, SubmitError, Transport, TransportError};
+use crate::transport::{Command, EventSink, SubmitError, Transport, TransportError, lane};
 use handles::Context;
 use std::ffi::CString;
 use std::path::PathBuf;
@@ -163,7 +164,7 @@ impl UcxTransport {
             }
         })?;
         let tls = config.default_of("UCX_TLS").or(config.tls_of_operator.as_ref());
-        let driver = Driver::new(NAME, tls.is_some_and(|tls| tls == "tcp"), queue, thread);
+        let driver = Driver::new(NAME, tls.is_some_and(|tls| lane::all_end_with_worker(tls)), queue, thread);
         match report.recv() {
             Ok(result) => result?,
             Err(_) => return Err(std::io::Error::other("the thread ended before it reported").into()),

@@ -6,8 +6,8 @@
 
 The client is vLLM's request function over kept connections. Requests arrive as a Poisson process and go to the servers in turn, or with
 --spread random to one at random. `--load` is a list of phases, `IN/OUT:SECONDS`, each with its own lengths; the lengths of a request are drawn
-evenly from 0.8 to 1.2 times those. Prompts are random token ids, so that no two share a prefix. Of
-two rates, the higher one has the same gaps between arrivals, made shorter. A request is good if its first token came within
+evenly from 0.8 to 1.2 times those. Prompts are random token ids, so that no two share a prefix, also not those of two rates. Of
+two rates, the higher one has the same gaps between arrivals, made shorter, and requests of the same lengths. A request is good if its first token came within
 --ttft seconds and the 99th percentile of its own gaps is at most --gap milliseconds. Goodput is the highest rate at which 90 % of the requests
 are good.
 
@@ -32,13 +32,13 @@ class Clients:
     def __init__(self, options, session):
         self.options, self.session, self.sent = options, session, 0
 
-    def ask(self, rng, tokens_in, tokens_out):
+    def ask(self, rng, ids, tokens_in, tokens_out):
         tokens_in, tokens_out = (round(length * rng.uniform(0.8, 1.2)) for length in (tokens_in, tokens_out))
         urls = self.options.urls.split(",")
         url = (rng.choice(urls) if self.options.spread == "random" else urls[self.sent % len(urls)]) + "/v1/completions"
         self.sent += 1
         asked = RequestFuncInput(
-            prompt=[rng.randrange(10, self.options.vocabulary) for _ in range(tokens_in)],
+            prompt=[ids.randrange(10, self.options.vocabulary) for _ in range(tokens_in)],
             api_url=url,
             prompt_len=tokens_in,
             output_len=tokens_out,
@@ -48,24 +48,25 @@ class Clients:
         return async_request_openai_completions(asked, self.session)
 
     async def at_rate(self, rate):
-        rng, began, at, asked = random.Random(f"{self.options.load} {self.options.seed}"), time.perf_counter(), 0.0, []
+        rng, ids = random.Random(f"{self.options.load} {self.options.seed}"), random.Random(f"{rate} {self.options.seed}")
+        began, at, asked = time.perf_counter(), 0.0, []
         for phase in self.options.load.split(","):
             lengths, seconds = phase.split(":")
             tokens_in, tokens_out = map(int, lengths.split("/"))
             end = at + float(seconds)
             while at < end:
                 await asyncio.sleep(max(0.0, at - (time.perf_counter() - began)))
-                asked.append(asyncio.create_task(self.ask(rng, tokens_in, tokens_out)))
+                asked.append(asyncio.create_task(self.ask(rng, ids, tokens_in, tokens_out)))
                 at += rng.expovariate(rate)
         self.show(f"{rate:5.2f}/s", await asyncio.gather(*asked), time.perf_counter() - began)
 
     async def burst(self, count):
-        rng, began, places = random.Random(0), time.perf_counter(), asyncio.Semaphore(self.options.concurrency)
+        rng, began, places = random.Random(f"burst {self.options.seed}"), time.perf_counter(), asyncio.Semaphore(self.options.concurrency)
         tokens_in, tokens_out = map(int, self.options.load.split(":")[0].split("/"))
 
         async def one():
             async with places:
-                return await self.ask(rng, tokens_in, tokens_out)
+                return await self.ask(rng, rng, tokens_in, tokens_out)
 
         outputs = await asyncio.gather(*(one() for _ in range(count)))
         self.show(f"{count} at once", outputs, time.perf_counter() - began)

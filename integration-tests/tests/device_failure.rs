@@ -80,14 +80,33 @@ fn a_process_ends_although_its_device_hangs() -> Result<()> {
     ends_with_the_reason(&mut local)
 }
 
-#[test]
-fn a_panic_on_the_engine_thread_ends_the_process() -> Result<()> {
-    const ABORTED: i32 = 6;
-    let mut local = start(&["--role", "local", "--set", "frontend.port=0"])?;
+/// A process that drains and still accepts requests, and its address.
+fn draining() -> Result<(Process, String)> {
+    let local = start(&["--role", "local", "--set", "frontend.port=0", "--set", "shutdown.delay=1h"])?;
     let address = local.address("frontend.port")?;
-    assert!(ask(&address, &PANICS, 4).is_err(), "the connection breaks");
-    let status = local.wait()?;
-    assert_eq!(status.signal(), Some(ABORTED), "{}", local.log());
-    assert!(local.log().contains("the engine panics on purpose"), "{}", local.log());
+    assert_eq!(complete(&address, &json!([1, 2, 3]), 4)?.ids.len(), 4);
+    local.signal("-TERM")?;
+    local.until("it drains", || Ok(get(&address, "/health")?.1["status"] == "draining"))?;
+    Ok((local, address))
+}
+
+#[test]
+fn a_device_that_fails_during_a_drain_ends_the_process_with_the_reason() -> Result<()> {
+    let (mut local, address) = draining()?;
+    assert_eq!(ask(&address, &FAILS, 4)?.0, 500);
+    ends_with_the_reason(&mut local)
+}
+
+#[test]
+fn a_panic_on_the_engine_thread_ends_the_process_also_while_it_drains() -> Result<()> {
+    const ABORTED: i32 = 6;
+    let serving = start(&["--role", "local", "--set", "frontend.port=0"])?;
+    let address = serving.address("frontend.port")?;
+    for (mut local, address) in [(serving, address), draining()?] {
+        assert!(ask(&address, &PANICS, 4).is_err(), "the connection breaks");
+        let status = local.wait()?;
+        assert_eq!(status.signal(), Some(ABORTED), "{}", local.log());
+        assert!(local.log().contains("the engine panics on purpose"), "{}", local.log());
+    }
     Ok(())
 }

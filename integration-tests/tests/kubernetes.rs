@@ -175,18 +175,15 @@ fn processes_have_no_rights_that_they_do_not_need() -> Result<()> {
     Ok(())
 }
 
-/// Every Pod that the autoscaler may start is named in `link.peers` and `fleet.nodes`, and no other.
+/// The nodes and the proxies look the nodes up in the headless Service, which has the addresses of all Pods, however many there are.
 #[test]
-fn nodes_and_proxies_know_all_pods() -> Result<()> {
+fn nodes_and_proxies_find_the_nodes_in_the_headless_service() -> Result<()> {
     let objects = objects("nodes")?;
     let set = of_kind(&objects, "StatefulSet")[0];
     let scaler = of_kind(&objects, "HorizontalPodAutoscaler")[0];
     assert_eq!(scaler["spec"]["scaleTargetRef"]["name"], set["metadata"]["name"]);
     assert_eq!(set["spec"]["replicas"], json!(null), "an apply would reset what the autoscaler has set");
-    let (pod, service) = (text(&set["metadata"]["name"])?, text(&set["spec"]["serviceName"])?);
-    let most = scaler["spec"]["maxReplicas"].as_u64().context("no maxReplicas")?;
-    let names =
-        |port: u16| -> Vec<String> { (0..most).map(|n| format!("{pod}-{n}.{service}:{port}")).collect() };
+    let service = text(&set["spec"]["serviceName"])?;
     let services = of_kind(&objects, "Service");
     let headless =
         services.iter().find(|object| object["metadata"]["name"] == *service).context("no service")?;
@@ -194,17 +191,24 @@ fn nodes_and_proxies_know_all_pods() -> Result<()> {
         (&headless["spec"]["clusterIP"], &headless["spec"]["publishNotReadyAddresses"]),
         (&json!("None"), &json!(true))
     );
+    let labels = &set["spec"]["template"]["metadata"]["labels"];
+    let component = "app.kubernetes.io/component";
+    assert_eq!(headless["spec"]["selector"][component], labels[component], "its addresses are the nodes");
     let container =
         |kind: &str| of_kind(&objects, kind)[0]["spec"]["template"]["spec"]["containers"][0].clone();
     let (node, proxy) = (config(&container("StatefulSet"))?, config(&container("Deployment"))?);
-    assert_eq!(node.link.peers, names(node.link.port));
-    assert_eq!(proxy.fleet.nodes, names(node.http.port));
+    for (config, port) in [(&node, node.link.port), (&proxy, node.http.port)] {
+        assert_eq!(config.fleet.dns, Some(format!("{service}:{port}")), "{}", config.role);
+        assert!(list(&headless["spec"]["ports"]).iter().any(|known| known["port"] == port), "{port}");
+    }
+    // Two sessions with each other node.
+    let most = scaler["spec"]["maxReplicas"].as_u64().context("no maxReplicas")?;
+    assert!(2 * (most - 1) <= u64::from(node.link.sessions), "{most} nodes");
     assert_eq!(node.http.advertise.map(|address| address.port()), Some(node.http.port));
 
     let pool = self::objects("inference-pool")?;
     let pool = of_kind(&pool, "InferencePool")[0]["spec"].clone();
     assert_eq!(pool["targetPorts"], json!([{ "number": node.http.port }]));
-    let labels = &set["spec"]["template"]["metadata"]["labels"];
     let name = "llm-d.ai/inference-serving";
     assert_eq!((&pool["selector"]["matchLabels"][name], &labels[name]), (&json!("true"), &json!("true")));
     Ok(())

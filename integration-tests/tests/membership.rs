@@ -4,6 +4,7 @@
 mod etcd;
 
 use anyhow::{Context, Result, ensure};
+use connector::frame::Versions;
 use etcd::{Certificates, Etcd};
 use integration_tests::client::{complete, get, metrics};
 use integration_tests::process::{Event, Process, start_member};
@@ -12,6 +13,15 @@ use serde_json::{Value, json};
 /// A prompt of token ids that shares no page with a prompt of another number.
 fn prompt(number: u32) -> Value {
     json!((0..96).map(|token| 1000 + (number * 97 + token * 7) % 20_000).collect::<Vec<u32>>())
+}
+
+/// The value of a member without a link port.
+fn member(incarnation: &str, http: &str) -> String {
+    let member = json!({
+        "incarnation": incarnation, "role": "receiver", "prefills": false, "decodes": true, "http": http, "link": null,
+        "model": "m", "fingerprint": "00", "protocol": [1, 1],
+    });
+    member.to_string()
 }
 
 fn opened(node: &Process) -> Result<u64> {
@@ -95,6 +105,8 @@ fn a_fleet_finds_members_of_its_own_name_only_and_skips_what_is_no_member() -> R
     etcd.put("baton/v1/blue/nonsense", "{}")?;
     etcd.put("baton/v1/blue/00000000000000ab", "[1]")?;
     etcd.put("baton/v1/blues/00000000000000ab", "[1]")?;
+    etcd.put("baton/v1/blue/00000000000000ac", &member("00000000000000ad", "127.0.0.1:1"))?;
+    etcd.put("baton/v1/blue/00000000000000ae", &member("00000000000000ae", "0.0.0.0:1"))?;
     let source = format!("fleet.etcd_endpoints=127.0.0.1:1,{}", etcd.url());
     let proxy = start_member("proxy", &[&source, "fleet.cluster=blue"])?;
     let address = proxy.address("frontend.port")?;
@@ -104,7 +116,22 @@ fn a_fleet_finds_members_of_its_own_name_only_and_skips_what_is_no_member() -> R
     proxy.until("the proxy has found the receiver", || Ok(nodes_ready(&address)? == 1))?;
     proxy.wait_event(Event::EntrySkipped, &["nonsense: the key is no incarnation"])?;
     proxy.wait_event(Event::EntrySkipped, &["00000000000000ab: the value is no member"])?;
-    assert_eq!(proxy.count_events(Event::EntrySkipped), 2, "{}", proxy.log());
+    proxy.wait_event(Event::EntrySkipped, &["00000000000000ac: the value is of another incarnation"])?;
+    proxy.wait_event(Event::EntrySkipped, &["00000000000000ae: 0.0.0.0:1 is no address"])?;
+    // The same garbage again and again is no news.
+    for number in 0..5 {
+        etcd.put("baton/v1/blue/00000000000000ab", &format!("[{number}]"))?;
+        complete(&address, &prompt(number), 4)?;
+    }
+    assert_eq!(proxy.count_events(Event::EntrySkipped), 4, "{}", proxy.log());
+    for http in [&address, &receiver.address("http.port")?] {
+        let found = metrics(http)?;
+        assert_eq!(found.get("baton_fleet_members")?, 1, "{found}");
+        for (reason, count) in [("key", 1), ("value", 1), ("incarnation", 1), ("address", 1), ("full", 0)] {
+            let line = format!("baton_fleet_entries_skipped{{reason=\"{reason}\"}} {count}\n");
+            assert!(found.to_string().contains(&line), "{line} in {found}");
+        }
+    }
     // A sender finds the receiver of its fleet.
     let sender = start_member("sender", &[&source, "fleet.cluster=blue"])?;
     sender.wait_peers(1)?;
@@ -178,17 +205,87 @@ fn etcd_is_reached_over_tls() -> Result<()> {
 }
 
 #[test]
+fn certificates_that_change_are_read_again() -> Result<()> {
+    let Some(certificates) = Certificates::make()? else { return Ok(()) };
+    let Some((mut etcd, url)) = Etcd::start_tls(&certificates)? else { return Ok(()) };
+    // The process has copies of the files. So etcd can have new ones before the process has them.
+    let folder = std::env::temp_dir().join(format!("baton-copies-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let names = ["ca.pem", "client.pem", "client.key"];
+    let copy = |name: &str| std::fs::copy(certificates.file(name), folder.join(name)).map(drop);
+    names.into_iter().try_for_each(copy)?;
+    let keys = ["etcd_ca_file", "etcd_cert_file", "etcd_key_file"];
+    let files = keys.iter().zip(names);
+    let mut sets: Vec<String> =
+        files.map(|(key, name)| format!("fleet.{key}={}", folder.join(name).display())).collect();
+    sets.push(format!("fleet.etcd_endpoints={url}"));
+    let sets: Vec<&str> = sets.iter().map(|set| &**set).collect();
+    let receiver = start_member("receiver", &sets)?;
+    let http = receiver.address("http.port")?;
+    etcd.until_keys("baton/v1/default/", 1)?;
+    complete(&http, &prompt(1), 4)?;
+
+    // etcd has a new authority. Its old connections are gone with it.
+    etcd.kill()?;
+    certificates.renew()?;
+    etcd.restart_empty()?;
+    receiver.wait_event(Event::MembersUnread, &[])?;
+    receiver.wait_event(Event::Registration, &["is_registered=false"])?;
+    // A half-written file, and then a certificate without its key.
+    let new = std::fs::read(certificates.file("ca.pem"))?;
+    std::fs::write(folder.join("ca.pem"), &new[..new.len() / 2])?;
+    receiver.wait_event(Event::CertificatesUnread, &["fleet.etcd_ca_file"])?;
+    copy("client.pem")?;
+    complete(&http, &prompt(2), 4)?;
+    assert_eq!(receiver.count_events(Event::CertificatesRead), 0, "{}", receiver.log());
+    copy("ca.pem")?;
+    copy("client.key")?;
+    receiver.wait_event(Event::CertificatesRead, &[])?;
+    etcd.until_keys("baton/v1/default/", 1)?;
+    assert_eq!(receiver.count_events(Event::CertificatesUnread), 1, "{}", receiver.log());
+    assert_eq!(receiver.count_events(Event::CertificatesRead), 1, "{}", receiver.log());
+    complete(&http, &prompt(3), 4)?;
+    std::fs::remove_dir_all(folder)?;
+    Ok(())
+}
+
+#[test]
+fn a_fleet_that_is_larger_than_link_sessions_is_reported_once() -> Result<()> {
+    let Some(etcd) = Etcd::start()? else { return Ok(()) };
+    let source = format!("fleet.etcd_endpoints={}", etcd.url());
+    let receiver = start_member("receiver", &[&source, "link.sessions=1"])?;
+    let http = receiver.address("http.port")?;
+    let fingerprint = get(&http, "/node")?.1["fingerprint"].clone();
+    let sender = |number: u32| -> Result<()> {
+        let name = format!("{number:016x}");
+        let member = json!({
+            "incarnation": name, "role": "sender", "prefills": true, "decodes": false, "http": null, "link": null,
+            "model": "m", "fingerprint": fingerprint, "protocol": [Versions::OURS.lowest, Versions::OURS.highest],
+        });
+        etcd.put(&format!("baton/v1/default/{name}"), &member.to_string())
+    };
+    let members = || metrics(&http)?.get("baton_fleet_members");
+    sender(1)?;
+    receiver.until("it knows a sender", || Ok(members()? == 2))?;
+    assert_eq!(receiver.count_events(Event::TooManyPeers), 0, "{}", receiver.log());
+    sender(2)?;
+    receiver.wait_event(Event::TooManyPeers, &["sessions=2", "link.sessions=1"])?;
+    sender(3)?;
+    receiver.until("it knows three senders", || Ok(members()? == 4))?;
+    assert_eq!(receiver.count_events(Event::TooManyPeers), 1, "{}", receiver.log());
+    complete(&http, &prompt(1), 4)?;
+    Ok(())
+}
+
+#[test]
 fn a_member_that_left_gets_requests_while_it_answers() -> Result<()> {
     let Some(etcd) = Etcd::start()? else { return Ok(()) };
     // The receiver knows nothing of the fleet.
     let mut receiver = start_member("receiver", &[])?;
     let http = receiver.address("http.port")?;
     let (name, key) = ("00000000000000ab", "baton/v1/default/00000000000000ab");
-    let member = json!({
-        "incarnation": name, "role": "receiver", "prefills": false, "decodes": true, "http": http, "link": null,
-        "model": "m", "fingerprint": "00", "protocol": [1, 1],
-    });
-    etcd.put(key, &member.to_string())?;
+    let member = member(name, &http);
+    etcd.put(key, &member)?;
     let proxy = start_member("proxy", &[&format!("fleet.etcd_endpoints={}", etcd.url())])?;
     let address = proxy.address("frontend.port")?;
     proxy.until("the proxy has found the receiver", || Ok(nodes_ready(&address)? == 1))?;
@@ -199,7 +296,7 @@ fn a_member_that_left_gets_requests_while_it_answers() -> Result<()> {
     receiver.signal("-KILL")?;
     receiver.wait()?;
     proxy.until("the proxy has forgotten the receiver", || Ok(nodes(&address)? == 0))?;
-    etcd.put(key, &member.to_string())?;
+    etcd.put(key, &member)?;
     proxy.until("the proxy asks the address again", || Ok(nodes(&address)? == 1))
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fake::{FakeNode, Manner};
 use integration_tests::client::{Connection, ask_all, complete, get, metrics, post, post_request};
-use integration_tests::process::{Nodes, Process, start_proxy};
+use integration_tests::process::{Event, Nodes, Process, start_proxy};
 use serde_json::{Value, json};
 
 /// A prompt of token ids that shares no page with a prompt of another number.
@@ -281,5 +281,84 @@ fn a_prompt_that_is_too_long_for_the_nodes_reaches_none() -> Result<()> {
     let message = "prompt has 4096 tokens, but this model's maximum context length is 4096 tokens";
     assert!(error["error"]["message"].as_str().is_some_and(|text| text.contains(message)), "{error}");
     assert_eq!(nodes.iter().map(FakeNode::asked).sum::<usize>(), 0);
+    Ok(())
+}
+
+/// Waits until the node was asked for `more` further reports.
+fn until_polled(proxy: &Process, node: &FakeNode, more: usize) -> Result<()> {
+    let goal = node.polled() + more;
+    proxy.until("the proxy asks for reports", || Ok(node.polled() >= goal))
+}
+
+#[test]
+fn a_node_whose_report_is_wrong_is_logged_once_and_gets_no_requests() -> Result<()> {
+    let (nodes, proxy, address) = fakes()?;
+    let [liar, honest] = &nodes;
+    let ready = |count: u64| -> Result<()> {
+        proxy.until("the number of ready nodes is right", || {
+            Ok(get(&address, "/health")?.1["nodes_ready"] == count)
+        })
+    };
+    let lines = || proxy.count_events(Event::NodeLeftOut);
+    let lies = [
+        ("no report", "<html>".to_owned()),
+        ("length limit exceeded", " ".repeat(300 << 10)),
+        ("no hex number", liar.lie(&json!({ "incarnation": "own\nline" }))),
+        ("page_tokens 0", liar.lie(&json!({ "page_tokens": 0 }))),
+        ("pages of 32 tokens", liar.lie(&json!({ "page_tokens": 32 }))),
+        ("other weights", liar.lie(&json!({ "fingerprint": "01" }))),
+    ];
+    for (number, (reason, lie)) in lies.iter().enumerate() {
+        liar.report(lie.clone());
+        proxy.wait_event(Event::NodeLeftOut, &[&liar.address, reason])?;
+        ready(1)?;
+        let asked = liar.asked();
+        until_polled(&proxy, liar, 10)?;
+        for request in 0..3 {
+            let (status, body) = ask(&address, request)?;
+            ensure!(status == 200 && body.contains(&honest.address), "{reason}: {status} {body}");
+        }
+        assert_eq!((lines(), liar.asked()), (number + 1, asked), "{reason}:\n{}", proxy.log());
+        liar.report(liar.lie(&json!({})));
+        ready(2)?;
+    }
+    // Numbers that no node has, and the name of the other node: both nodes stay in use.
+    let most = json!({
+        "context_tokens": u32::MAX, "pool_pages": u32::MAX, "used_pages": u32::MAX, "cache_pages": u32::MAX,
+        "waiting_tokens": u64::MAX, "begun_tokens": u64::MAX, "nanos_per_token": u32::MAX, "decoding": u32::MAX,
+        "decode": { "rows": u32::MAX, "micros": u32::MAX, "least_micros": u32::MAX },
+        "running": u64::MAX, "waiting": u64::MAX,
+    });
+    let least = json!({ "context_tokens": 4096, "pool_pages": 0, "cache_pages": 0, "nanos_per_token": 0,
+        "decode": { "rows": 0, "micros": 0, "least_micros": 0 } });
+    let of_other = json!({ "incarnation": format!("{:0>16}", honest.address.rsplit(':').next().unwrap_or_default()),
+        "http": honest.address, "prefillers": vec![&honest.address; 1000] });
+    for lie in [most, least, of_other] {
+        liar.report(liar.lie(&lie));
+        until_polled(&proxy, liar, 10)?;
+        for request in 0..6 {
+            let (status, body) = ask(&address, request)?;
+            ensure!(status == 200, "{lie}: {status} {body}");
+        }
+    }
+    assert_eq!(lines(), lies.len(), "{}", proxy.log());
+    Ok(())
+}
+
+#[test]
+fn a_node_that_stalls_is_logged_once() -> Result<()> {
+    let (nodes, proxy, address) = fakes()?;
+    let [stalls, other] = &nodes;
+    stalls.set(Manner::IsSilent);
+    proxy.wait_event(Event::NodeLeftOut, &[&stalls.address, "no answer after 1s"])?;
+    proxy.wait_event(Event::NodeSilent, &[&stalls.address])?;
+    for request in 0..3 {
+        let (status, body) = ask(&address, request)?;
+        ensure!(status == 200 && body.contains(&other.address), "{status} {body}");
+        // Each question has its time limit of 1 s.
+        until_polled(&proxy, stalls, 1)?;
+    }
+    let counts = (proxy.count_events(Event::NodeLeftOut), proxy.count_events(Event::NodeSilent));
+    assert_eq!(counts, (1, 1), "{}", proxy.log());
     Ok(())
 }

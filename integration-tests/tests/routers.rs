@@ -1,11 +1,14 @@
 //! What a router of a fleet uses: the header that names the prefiller, and the report of a process.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::client::{Connection, complete, get, metrics, post, post_with};
 use integration_tests::deadline::STATE_WITHIN;
-use integration_tests::process::{Pair, Process, start_receiver, start_sender, until};
+use integration_tests::process::{Event, Pair, Process, start_receiver, start_sender, until};
 use runtime::frontend::{NodeReport, NodeState};
 use serde_json::{Value, json};
 
@@ -87,6 +90,32 @@ fn a_header_names_the_sender_that_prefills() -> Result<()> {
 }
 
 #[test]
+fn forged_headers_are_logged_once_and_nothing_connects_to_their_addresses() -> Result<()> {
+    let pair = Pair::start(&[])?;
+    let http = pair.receiver.address("http.port")?;
+    let (expect, _) = ask(&http, None)?;
+    let trap = TcpListener::bind("127.0.0.1:0")?;
+    trap.set_nonblocking(true)?;
+    let began = Instant::now();
+    let own = trap.local_addr()?.to_string();
+    let forged =
+        [own.clone(), format!("[::ffff:{own}"), "\"".into(), ",,,".into(), vec![&*own; 200].join(",")];
+    for header in &forged {
+        assert_eq!(ask(&http, Some(header))?.0, expect, "{header}");
+    }
+    let port = pair.sender.address("http.port")?;
+    assert_eq!(ask(&http, Some(&port))?, (expect, pid(&pair.sender)), "a true header counts");
+    let unknown = metrics(&http)?.get("baton_prefiller_header_unknown_total")?;
+    assert_eq!(unknown, forged.len() as u64);
+    // At most one line a minute.
+    let lines = pair.receiver.count_events(Event::HeaderUnknown) as u64;
+    assert!((1..=1 + began.elapsed().as_secs() / 60).contains(&lines), "{}", pair.receiver.log());
+    let connected = trap.accept().map(drop).map_err(|error| error.kind());
+    assert_eq!(connected, Err(ErrorKind::WouldBlock), "an address of the header was connected to");
+    Ok(())
+}
+
+#[test]
 fn a_trusted_header_counts_on_the_frontend_and_senders_advertise_addresses() -> Result<()> {
     let pair =
         Pair::start(&["frontend.trust_header=true", "http.host=0.0.0.0", "http.advertise=127.0.0.1:7"])?;
@@ -141,7 +170,10 @@ fn a_report_shows_a_request_and_the_drain() -> Result<()> {
     assert_eq!((idle.used_pages, idle.running, idle.waiting, &*idle.prefillers), (0, 0, 0, &[][..]));
     assert_eq!((idle.incarnation.len(), idle.fingerprint.len()), (16, 64), "{idle:?}");
     assert_eq!(idle.http.map(|address| address.to_string()), Some(http.clone()));
-    assert!(u64::from(idle.pool_pages) < metrics(&http)?.get("baton_pages")?, "the ring is not counted");
+    // The actors set their counters a moment after the start.
+    receiver.until("the ring is not counted", || {
+        Ok(u64::from(idle.pool_pages) < metrics(&http)?.get("baton_pages")?)
+    })?;
 
     // A short prompt does not show the speed.
     complete(&http, &json!((0..96).collect::<Vec<u32>>()), 4)?;

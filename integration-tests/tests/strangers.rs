@@ -8,7 +8,7 @@ use connector::frame::{Answer, Capabilities, Challenge, Hello, Incarnation, KvSh
 use connector::wire;
 use integration_tests::client::{complete, metrics};
 use integration_tests::deadline::STATE_WITHIN;
-use integration_tests::process::{Event, Pair, start_receiver, start_sender};
+use integration_tests::process::{Event, Nodes, Pair, start_receiver, start_sender};
 use serde_json::json;
 
 /// A connection to the link port that uses its framing.
@@ -117,4 +117,28 @@ fn idle_connections_to_the_link_port_do_not_block_a_sender() -> Result<()> {
     let sender = start_sender(&receiver, &[])?;
     sender.wait_peers(1)?;
     receiver.wait_peers(1)
+}
+
+/// Anyone who connects to a node learns its incarnation. Without the secret, a stranger cannot use it against another node.
+#[test]
+fn a_stranger_with_the_incarnation_of_a_peer_ends_no_session() -> Result<()> {
+    let Nodes { nodes: [first, second], frontends } = Nodes::start(&["link.secret=s3cret"])?;
+    let expect = complete(&frontends[1], &json!("The harbour was quiet"), 8)?.ids;
+    let of_peer: Challenge = wire::decode(&RawLink::open(&first.address("link.port")?)?.receive()?)?;
+    for proof in [None, Some([7; 32])] {
+        let mut stranger = RawLink::open(&second.address("link.port")?)?;
+        let challenge: Challenge = wire::decode(&stranger.receive()?)?;
+        let incarnation = of_peer.incarnation;
+        let claims = Hello { incarnation, session: 1 << 40, previous: 1, proof, ..hello(challenge.versions) };
+        stranger.send(&wire::encode(&claims)?)?;
+        let answer: Answer = wire::decode(&stranger.receive()?)?;
+        assert!(matches!(&answer, Answer::Refused(reason) if reason.contains("secret")), "{answer:?}");
+    }
+    second.wait_event(Event::ConnectionRefused, &["secret"])?;
+    assert_eq!(second.count_events(Event::ConnectionRefused), 2, "{}", second.log());
+    let answer = complete(&frontends[1], &json!("The harbour was quiet"), 8)?;
+    assert_eq!((answer.ids, &answer.timings["disaggregated"]), (expect, &json!(true)), "{}", answer.timings);
+    let counters = metrics(&second.address("http.port")?)?;
+    assert_eq!((counters.get("baton_sessions_opened_total")?, counters.get("baton_sessions_ready")?), (2, 2));
+    Ok(())
 }

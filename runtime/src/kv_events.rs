@@ -31,6 +31,9 @@ pub const QUEUE: usize = 1024;
 /// Maximum number of connections to each port. Further ones wait until one ends.
 const CONNECTIONS_MAX: usize = 64;
 
+/// Maximum number of connections to both ports. Each is one open file.
+pub const CONNECTIONS: usize = 2 * CONNECTIONS_MAX;
+
 /// Pause after a connection could not be accepted, for example because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

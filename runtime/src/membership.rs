@@ -7,15 +7,17 @@ mod dns;
 mod etcd;
 mod gateway;
 mod json;
+mod metrics;
 mod tls;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use actors::membership::{Change, Member};
+use actors::membership::{Change, Member, Members};
 use tokio::sync::watch;
 
 pub use etcd::Registered;
+pub use metrics::MembershipMetrics;
 
 /// Where the members of a fleet are found.
 #[derive(Clone, Debug)]
@@ -57,48 +59,60 @@ pub struct Membership {
     pub registered: Option<Registered>,
 }
 
-/// Follows the members of a fleet, and registers this process as `own` if the source is an etcd.
+/// Follows the members of a fleet, and registers this process as `own` if the source is an etcd. `metrics` counts the members from now on.
 ///
 /// # Errors
 /// A file of the settings cannot be read.
-pub fn join(source: Source, own: Option<&Member>) -> anyhow::Result<Membership> {
-    let (publish, members) = watch::channel(Arc::from([]));
+pub fn join(
+    source: Source,
+    own: Option<&Member>,
+    metrics: &Arc<MembershipMetrics>,
+) -> anyhow::Result<Membership> {
+    let (members, found) = watch::channel(Arc::from([]));
+    let publisher = Publisher { members, metrics: Arc::clone(metrics) };
     let mut registered = None;
     match source {
-        Source::Etcd(settings) => registered = etcd::join(settings, own, publish)?,
+        Source::Etcd(settings) => registered = etcd::join(settings, own, publisher)?,
         Source::Dns { name, is_http } => {
             let resolve = move || dns::addresses(name.clone());
-            actix::spawn(dns::follow(resolve, dns::RESOLVE_EVERY, is_http, publish));
+            actix::spawn(dns::follow(resolve, dns::RESOLVE_EVERY, is_http, publisher));
         }
     }
-    Ok(Membership { members, registered })
+    Ok(Membership { members: found, registered })
 }
 
-/// Logs changes and publishes the members. Returns false once there is no reader any more.
-fn publish<'a>(
-    to: &watch::Sender<Arc<[Member]>>,
-    changes: &[Change],
-    members: impl Iterator<Item = &'a Member>,
-) -> bool {
-    let mut has_changed = false;
-    for change in changes {
-        has_changed |= !matches!(change, Change::Skipped(_));
-        match change {
-            Change::Joined(member) => {
-                tracing::info!(member = member.name, http = ?member.http, link = ?member.link, "member joined");
+/// Tells the rest of the process about the members.
+struct Publisher {
+    members: watch::Sender<Arc<[Member]>>,
+    metrics: Arc<MembershipMetrics>,
+}
+
+impl Publisher {
+    /// Logs changes and publishes the members. Returns false once there is no reader any more.
+    fn publish(&self, changes: &[Change], members: &Members) -> bool {
+        let mut has_changed = false;
+        for change in changes {
+            has_changed |= !matches!(change, Change::Skipped(..));
+            match change {
+                Change::Joined(member) => {
+                    tracing::info!(member = member.name, http = ?member.http, link = ?member.link, "member joined");
+                }
+                Change::Left(member) => tracing::info!(member, "member left"),
+                Change::Resync(all) => tracing::info!(members = all.len(), "members read"),
+                Change::Skipped(name, error) => {
+                    tracing::warn!(entry = format!("{name}: {error}"), "an entry of the fleet is skipped");
+                }
             }
-            Change::Left(member) => tracing::info!(member, "member left"),
-            Change::Resync(all) => tracing::info!(members = all.len(), "members read"),
-            Change::Skipped(entry) => tracing::warn!(entry, "an entry of the fleet is skipped"),
         }
+        self.metrics.set(members);
+        if has_changed {
+            self.members.send_replace(members.all().cloned().collect());
+        }
+        !self.members.is_closed()
     }
-    if has_changed {
-        to.send_replace(members.cloned().collect());
-    }
-    !to.is_closed()
 }
 
-/// The state of the connection to a registry, for the log: one line when it fails, and one when it works again.
+/// A repeated operation, for the log: one line when it fails, and one when it works again.
 #[derive(Default)]
 struct Outage {
     is_failing: bool,
@@ -107,7 +121,7 @@ struct Outage {
 impl Outage {
     fn failed(&mut self, what: &str, error: &str) {
         if !std::mem::replace(&mut self.is_failing, true) {
-            tracing::warn!(error, "{what}; known members stay, and it is tried again");
+            tracing::warn!(error, "{what}, and it is tried again");
         }
     }
 

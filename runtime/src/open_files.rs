@@ -20,21 +20,21 @@ pub fn raise() -> u64 {
     holds.current.unwrap_or(u64::MAX)
 }
 
-/// Files that HTTP connections may not use, in a process with up to `sessions` sessions.
-fn reserved(sessions: u32) -> u64 {
-    PER_PROCESS + u64::from(sessions) * PER_SESSION
+/// Files that HTTP connections may not use, in a process with up to `sessions` sessions and `subscribers` connections for KV events, each of which
+/// is one file.
+pub fn reserved(sessions: u32, subscribers: usize) -> u64 {
+    PER_PROCESS + u64::from(sessions) * PER_SESSION + subscribers as u64
 }
 
-/// Connections that each of `ports` HTTP ports may accept if `limit` files may be open, beside `sessions` sessions: at most `wanted`, at least
-/// one.
-pub fn connections(limit: u64, wanted: usize, ports: usize, sessions: u32) -> usize {
-    let allowed = limit.saturating_sub(reserved(sessions)) / PER_CONNECTION / ports.max(1) as u64;
+/// Connections that each of `ports` HTTP ports may accept if `limit` files may be open, beside the `reserved` ones: at most `wanted`, at least one.
+pub fn connections(limit: u64, wanted: usize, ports: usize, reserved: u64) -> usize {
+    let allowed = limit.saturating_sub(reserved) / PER_CONNECTION / ports.max(1) as u64;
     usize::try_from(allowed).unwrap_or(usize::MAX).clamp(1, wanted.max(1))
 }
 
-/// Limit of open files that allows `wanted` connections on each of `ports` HTTP ports, beside `sessions` sessions.
-pub fn needed(wanted: usize, ports: usize, sessions: u32) -> u64 {
-    reserved(sessions) + (wanted * ports) as u64 * PER_CONNECTION
+/// Limit of open files that allows `wanted` connections on each of `ports` HTTP ports, beside the `reserved` files.
+pub fn needed(wanted: usize, ports: usize, reserved: u64) -> u64 {
+    reserved + (wanted * ports) as u64 * PER_CONNECTION
 }
 
 #[cfg(test)]
@@ -44,15 +44,17 @@ mod tests {
     #[test]
     fn connections_leave_reserved_files_free() {
         let check = |limit, wanted, ports, expect| {
-            assert_eq!(connections(limit, wanted, ports, 64), expect, "{limit} files, {ports} ports");
+            let reserved = reserved(64, 0);
+            assert_eq!(connections(limit, wanted, ports, reserved), expect, "{limit} files, {ports} ports");
         };
         check(u64::MAX, 4288, 2, 4288);
         check(1024, 4288, 1, 256);
         check(1024, 4288, 2, 128);
         check(100, 4288, 2, 1);
-        check(needed(4288, 2, 64), 4288, 2, 4288);
-        check(needed(4288, 2, 64) - 4, 4288, 2, 4287);
-        assert_eq!(connections(1024, 4288, 1, 128), 32, "more sessions leave fewer connections");
+        check(needed(4288, 2, reserved(64, 0)), 4288, 2, 4288);
+        check(needed(4288, 2, reserved(64, 0)) - 4, 4288, 2, 4287);
+        let more = connections(1024, 4288, 1, reserved(128, 0));
+        assert_eq!(more, 32, "more sessions leave fewer connections");
     }
 
     #[test]

@@ -30,7 +30,8 @@ use crate::frontend::{
     Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind,
 };
 use crate::grammar::ModelCompiler;
-use crate::kv_events::{EventSource, KvEventPorts};
+use crate::kv_events::{self, EventSource, KvEventPorts};
+use crate::membership::MembershipMetrics;
 use crate::open_files;
 use crate::telemetry;
 use announcing::Announcing;
@@ -244,7 +245,7 @@ async fn serve(
     let shared = SharedState::new(&config, cache, model, grammars, limits);
     actix::spawn(report_regularly(shared.observed.clone()));
     let servers = Servers::start(role, &config, ports, &node, &shared)?;
-    let registered = joining::join(role, &config, &node, link, &shared.model.name)?;
+    let registered = joining::join(role, &config, &node, link, &shared)?;
     let left = registered.map(|registered| leave_when_asked(&shared, registered));
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
     drain_when_asked(&shared, &node);
@@ -267,19 +268,18 @@ async fn serve(
         std::process::exit(1);
     });
     shared.drain.reached(DrainStage::Refusing).await;
+    let faults = node.faults.clone();
     servers.stop(node.shut_down(limit)).await;
     if let Some(left) = left {
         let _ = left.await;
     }
     report(&shared.observed);
-    match end {
-        None => {
-            tracing::info!("ended");
-            Ok(())
-        }
-        // The caller prints it as the last line.
-        Some(fault) => Err(anyhow::anyhow!(fault)),
+    // A fault during the drain counts too, although the memory was released. The caller prints it as the last line.
+    if let Some(fault) = faults.fault() {
+        anyhow::bail!(fault.to_owned());
     }
+    tracing::info!("ended");
+    Ok(())
 }
 
 /// Starts the actors. Takes the listening socket of the link out of `ports`. A request has at most `context_tokens` tokens.
@@ -356,6 +356,7 @@ struct SharedState {
     admission: Admission,
     memory: InputMemory,
     observed: Arc<Observed>,
+    membership: Arc<MembershipMetrics>,
     model: Arc<ServedModel>,
     grammars: Grammars,
     limits: Limits,
@@ -381,6 +382,7 @@ impl SharedState {
             admission: Admission::new(bounds),
             memory: InputMemory::new(input_bytes, config.surroundings.cores),
             observed: Arc::new(Observed::new(&model.name, cache)),
+            membership: Arc::default(),
             model: Arc::new(model),
             grammars,
             limits,
@@ -418,15 +420,16 @@ fn report(observed: &Observed) {
 /// The limits for clients: one connection for each request that may run or wait, if the limit of open files allows it.
 fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
     let wanted = config.concurrency() + config.request.queue + Limits::SPARE;
-    let sessions = config.sessions();
-    let connections = open_files::connections(open_files, wanted, ports, sessions);
+    let subscribers = if config.kv_events.enabled { kv_events::CONNECTIONS } else { 0 };
+    let reserved = open_files::reserved(config.sessions(), subscribers);
+    let connections = open_files::connections(open_files, wanted, ports, reserved);
     if connections < wanted {
         tracing::warn!(
             open_files,
             connections,
             "each HTTP port takes {connections} connections, fewer than the {wanted} that request.concurrency and request.queue \
              need; raise the hard limit of open files (ulimit -Hn) to {}",
-            open_files::needed(wanted, ports, sessions)
+            open_files::needed(wanted, ports, reserved)
         );
     }
     Limits { connections, ..Limits::default() }
@@ -441,11 +444,14 @@ mod tests {
         Config::load(role, None, &[], Surroundings::from_variables([], 2)).unwrap()
     }
 
-    /// The sessions of a node take open files; a process of role local has none.
+    /// The sessions of a node take open files; a process of role local has none. Each connection for KV events takes one, and one for HTTP takes two.
     #[test]
-    fn open_files_are_reserved_for_the_sessions_of_the_role() {
-        let connections = |role| limits(&config(role), 1024, 1).connections;
-        assert_eq!((connections(Role::Node), connections(Role::Local)), (256, 480));
+    fn open_files_are_reserved_for_sessions_and_subscribers() {
+        let connections = |config: &Config| limits(config, 1024, 1).connections;
+        let mut local = config(Role::Local);
+        assert_eq!((connections(&config(Role::Node)), connections(&local)), (256, 480));
+        local.kv_events.enabled = true;
+        assert_eq!(connections(&local), 480 - kv_events::CONNECTIONS / 2);
     }
 
     #[test]

@@ -44,8 +44,14 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "release pages without proof that the peer has stopped writing",
         "actors/src/peer_link/state/proof.rs",
-        "Direction::Incoming { harmless, .. } if !self.close_ends_writes && !harmless => return None,",
-        "Direction::Incoming { harmless, .. } if self.closing && !harmless => return None,",
+        "Direction::Incoming { harmless: false, .. } => return None,",
+        "Direction::Incoming { harmless: false, .. } if self.closing => return None,",
+    ),
+    mutant(
+        "take the end of our worker for proof on every lane",
+        "actors/src/peer_link/state/proof.rs",
+        "if ends_with_worker(lane) {",
+        "if ends_with_worker(lane) || !lane.is_empty() {",
     ),
     mutant(
         "accept any Hello as proof that the old session can no longer write",
@@ -57,7 +63,7 @@ const MUTANTS: &[Mutant] = &[
         "free a lost session's pages at once",
         "actors/src/buffer_manager/state/landing.rs",
         "        let mut effects = self.quarantine_changed();\n        if",
-        "        let mut effects = self.on_session_drained(SessionDrained { session });\n        if",
+        "        let mut effects = self.on_session_drained(now, SessionDrained { session });\n        if",
     ),
     mutant(
         "never again place a request that waits for room",

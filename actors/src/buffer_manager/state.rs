@@ -84,6 +84,10 @@ pub struct PoolCounts {
     pub adopted: u64,
     /// Announcements with a page hash that did not match.
     pub mismatches: u64,
+    /// Pages that were quarantined.
+    pub lost: u64,
+    /// Microseconds from the end of a session until its pages were free again, summed over the sessions whose quarantine has ended.
+    pub quarantine_micros: u64,
 }
 
 /// The state of one page, which says who may read or write it.
@@ -193,9 +197,9 @@ impl PoolState {
             ToBufferManager::SessionOpened(opened) => self.on_session_opened(opened),
             ToBufferManager::PeerReady(ready) => self.on_measured(ready.session),
             ToBufferManager::PeerLeaving(leaving) => self.on_peer_leaving(leaving.session),
-            ToBufferManager::PageFilled(filled) => self.on_page_filled(filled, hasher),
-            ToBufferManager::PeerLost(lost) => self.on_session_lost(lost.session),
-            ToBufferManager::SessionDrained(drained) => self.on_session_drained(drained),
+            ToBufferManager::PageFilled(filled) => self.on_page_filled(now, filled, hasher),
+            ToBufferManager::PeerLost(lost) => self.on_session_lost(now, lost.session),
+            ToBufferManager::SessionDrained(drained) => self.on_session_drained(now, drained),
             ToBufferManager::Tick(_) => {
                 self.rings.on_tick(now);
                 self.quarantine_changed()

@@ -9,8 +9,8 @@
 //!
 //! Some requests may not be prefilled here (`frontend.local` is `never`). If the sender of such a request is lost or fails, the request
 //! releases its pages and asks the proxy for another sender (Placing). It then reserves pages again. A token that was delivered or is held stays: the
-//! first token of the next sender is ignored. If there is no other sender, but one of them only had no room, the request waits for the next tick
-//! (Waiting) and asks again, until its deadline.
+//! first token of the next sender is ignored. If there is no other sender, but one of them only had no room, the request waits (Waiting) and asks
+//! again, until its deadline. Each wait is twice as long as the one before, up to a bound.
 //!
 //! A running sequence asks for more pages before it needs them. When the pool is short of pages, the youngest request is preempted: it
 //! releases its pages and is recomputed later from its prompt and its tokens so far. A request whose sender is lost or fails keeps its pages,
@@ -194,7 +194,7 @@ impl DecoderState {
             may_fall_back: placement.may_fall_back,
             tried: Vec::new(),
             busy: Vec::new(),
-            has_waited: false,
+            waited: 0,
             failed_prefills: 0,
             reads_no_cache: false,
             timings,
@@ -453,7 +453,7 @@ impl DecoderState {
     }
 
     fn forget(&mut self, request: RequestId) -> Vec<Effect> {
-        let is_placing = |entry: &Entry| matches!(entry.phase, Phase::Placing | Phase::Waiting);
+        let is_placing = |entry: &Entry| matches!(entry.phase, Phase::Placing | Phase::Waiting { .. });
         let has_none = self.requests.get(&request).is_some_and(is_placing);
         let release = (!has_none).then(|| self.release(request));
         let over = self

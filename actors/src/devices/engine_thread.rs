@@ -56,7 +56,7 @@ impl EnginePulse {
         self.lost.get().map(String::as_str)
     }
 
-    fn lose(&self, error: &EngineError) {
+    pub(crate) fn lose(&self, error: &EngineError) {
         let remedy = "this process cannot use the GPU any more: restart it; if this happens again, check the GPU with nvidia-smi and look for Xid errors in the kernel log";
         // Only the first error is kept.
         let _ = self.lost.set(format!("{error}; {remedy}"));

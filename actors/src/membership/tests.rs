@@ -22,7 +22,11 @@ fn entry(name: &str) -> Entry {
 }
 
 fn broken(name: &str) -> Entry {
-    Entry { name: name.into(), member: Err("no JSON".into()) }
+    Entry { name: name.into(), member: Err(EntryError::Value("no JSON".into())) }
+}
+
+fn skipped(name: &str) -> Change {
+    Change::Skipped(name.into(), EntryError::Value("no JSON".into()))
 }
 
 fn joined(name: &str) -> Change {
@@ -163,17 +167,17 @@ fn malformed_entries_are_skipped_and_reported_once() {
     let mut view = EtcdView::new(1);
     let entries = || vec![entry("a"), broken("b")];
     let changes = view.on(ViewEvent::Ranged { cluster: 1, revision: 1, entries: entries() });
-    assert_eq!(changes, [Change::Skipped("b: no JSON".into()), resync(&["a"])]);
-    assert_eq!(view.members().skipped(), 1);
+    assert_eq!(changes, [skipped("b"), resync(&["a"])]);
+    assert_eq!(view.members().skipped().collect::<Vec<_>>(), ["value"]);
     assert_eq!(view.on(ViewEvent::Ranged { cluster: 1, revision: 2, entries: entries() }), []);
     assert_eq!(view.on(put(3, "b")), [joined("b")], "it was repaired");
-    assert_eq!(view.members().skipped(), 0);
+    assert_eq!(view.members().skipped().count(), 0);
     let changes = vec![(4, KeyChange::Put(broken("b")))];
-    let skipped = view.on(ViewEvent::Watched { cluster: 1, changes });
-    assert_eq!(skipped, [Change::Skipped("b: no JSON".into())]);
+    let again = view.on(ViewEvent::Watched { cluster: 1, changes });
+    assert_eq!(again, [skipped("b")]);
     assert_eq!(names(&view), ["a", "b"], "a member whose entry is damaged stays as it was");
     assert_eq!(view.on(ranged(1, 5, &["a"])), [left("b")]);
-    assert_eq!(view.members().skipped(), 0);
+    assert_eq!(view.members().skipped().count(), 0);
 }
 
 #[test]
@@ -181,7 +185,7 @@ fn the_number_of_members_is_bounded() {
     let mut members = Members::default();
     let all = (0..MEMBERS_MAX).map(|number| entry(&format!("{number:016x}"))).collect();
     assert_eq!(members.resync(all).len(), MEMBERS_MAX);
-    assert!(matches!(members.put(entry("x")), Some(Change::Skipped(_))));
+    assert!(matches!(members.put(entry("x")), Some(Change::Skipped(_, EntryError::Full))));
     assert_eq!(members.put(entry(&format!("{:016x}", 7))), None, "a known member may change");
     assert_eq!(members.all().count(), MEMBERS_MAX);
 }
@@ -204,6 +208,54 @@ fn a_process_dials_the_members_that_decode_with_its_weights() {
     check(|other| says(other).protocol = Versions::new(5, 9), true);
     check(|other| says(other).protocol = Versions::new(6, 9), false);
     check(|other| *other = Member::at(None, other.link), true);
+}
+
+#[test]
+fn nodes_have_two_sessions_and_other_pairs_have_one() {
+    fn role(name: &str, prefills: bool, decodes: bool) -> Member {
+        let mut member = member(name);
+        member.link = member.link.filter(|_| decodes);
+        let says = member.says.as_mut().expect("it says something");
+        (says.prefills, says.decodes) = (prefills, decodes);
+        member
+    }
+    let (node, sender, receiver) = (role("a", true, true), role("b", true, false), role("c", false, true));
+    let check =
+        |own: &Member, other: &Member, expect| assert_eq!(other.sessions_with(own), expect, "{other:?}");
+    check(&node, &node, 0);
+    check(&node, &role("d", true, true), 2);
+    for (prefills, decodes) in [(&sender, &receiver), (&node, &receiver), (&sender, &node)] {
+        check(prefills, decodes, 1);
+        check(decodes, prefills, 1);
+    }
+    check(&sender, &role("d", true, false), 0);
+    check(&receiver, &role("d", false, true), 0);
+    check(&node, &Member::at(None, node.link), 1);
+    check(&receiver, &Member::at(None, node.link), 0);
+}
+
+#[test]
+fn every_error_of_an_entry_has_a_label() {
+    let address = SocketAddr::from(([0, 0, 0, 0], 1));
+    for error in [
+        EntryError::Key,
+        EntryError::Value(String::new()),
+        EntryError::Incarnation,
+        EntryError::Address(address),
+        EntryError::Full,
+    ] {
+        assert!(EntryError::KINDS.contains(&error.kind()), "{error:?}");
+    }
+}
+
+#[test]
+fn an_entry_that_stays_wrong_is_reported_once_and_counted_by_its_last_error() {
+    let mut members = Members::default();
+    assert_eq!(members.put(broken("b")), Some(skipped("b")));
+    assert_eq!(members.put(broken("b")), None);
+    let of_another = Entry { name: "b".into(), member: Err(EntryError::Incarnation) };
+    assert_eq!(members.put(of_another), None);
+    assert_eq!(members.skipped().collect::<Vec<_>>(), ["incarnation"]);
 }
 
 #[test]

@@ -148,7 +148,7 @@ impl EtcdView {
         if continues {
             return changes;
         }
-        let skipped = changes.into_iter().filter(|change| matches!(change, Change::Skipped(_)));
+        let skipped = changes.into_iter().filter(|change| matches!(change, Change::Skipped(..)));
         skipped.chain([Change::Resync(self.members.all().cloned().collect())]).collect()
     }
 

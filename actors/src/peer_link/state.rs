@@ -9,7 +9,8 @@
 //! A session ends once, and the first reason is the one in the log. The pages that its peer may still write stay quarantined
 //! until there is **proof** that no more writes land. Proof requires that our side of the session is closed *and* one of these:
 //!
-//! - puts move only while our side exists (TCP: our own worker copies the bytes);
+//! - the session's lane ends with our worker (TCP, RDMA: [`connector::transport::lane`]): the sender has named its transports in
+//!   `LinkProbed`, or the configuration allows no other lane;
 //! - the same peer process said in a later Hello that this session has drained;
 //! - the peer's process has ended;
 //! - no credit of the session was outstanding when it ended, so the peer had no page to write.
@@ -73,7 +74,7 @@ pub struct LinkCounts {
 pub struct PeerLinkConfig {
     /// This process.
     pub own: Incarnation,
-    /// True if puts move bytes only while our side of a session exists: the value of
+    /// True if every lane that may be used ends with our worker of the session: the value of
     /// [`Transport::close_ends_writes`](connector::transport::Transport::close_ends_writes).
     pub close_ends_writes: bool,
     /// Upper bound of the credits outstanding in an incoming session, and of the incoming sessions. 0: no peer prefills for this process.
@@ -232,7 +233,7 @@ impl PeerLinkState {
         if sender.is_watched && self.watched.insert(peer) {
             effects.push(to::sockets(WatchProcess { connection, incarnation: peer }));
         }
-        let direction = Direction::Incoming { sender, harmless: false };
+        let direction = Direction::Incoming { sender, harmless: self.close_ends_writes };
         let ring_pages = self.ring_pages;
         effects.extend(self.begin(
             now,

@@ -81,7 +81,8 @@ fn memory_type(region: &Region) -> ucs_memory_type_t {
     }
 }
 
-/// A UCP worker; each session has its own. After it is destroyed, this process moves no more bytes of the session.
+/// A UCP worker; each session has its own. After it is destroyed, this process moves no more bytes of the session, and its network cards accept
+/// none ([`lane`](crate::transport::lane)).
 pub(super) struct Worker {
     context: Rc<Context>,
     handle: ucp_worker_h,

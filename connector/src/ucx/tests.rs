@@ -17,9 +17,18 @@ const SILENT: TransportSession = TransportSession(1);
 const OTHER: TransportSession = TransportSession(2);
 
 fn transport() -> (UcxTransport, Receiver<Event>) {
+    transport_over("tcp")
+}
+
+/// A transport with this list of `UCX_TLS`.
+fn transport_over(tls: &str) -> (UcxTransport, Receiver<Event>) {
     let cache = cache_folder::locate(|name| std::env::var_os(name)).expect("HOME is set");
-    let search = vec![cache.join(cache_folder::UCX)];
-    let config = UcxConfig { search, ..UcxConfig::default() };
+    let mut config = UcxConfig { search: vec![cache.join(cache_folder::UCX)], ..UcxConfig::default() };
+    for (name, value) in &mut config.defaults {
+        if name == "UCX_TLS" {
+            *value = tls.to_owned();
+        }
+    }
     let (sink, events) = mpsc::channel();
     let sink = Box::new(move |batch: Vec<Event>| batch.into_iter().for_each(|event| drop(sink.send(event))));
     let transport = UcxTransport::start(Region::host(4096), &config, Box::new(|| ()), sink);
@@ -74,6 +83,13 @@ fn an_error_about_an_unreachable_peer_names_the_setting() {
     let expect = "ucp_ep_create failed: Destination is unreachable; set UCX_NET_DEVICES on both sides";
     assert!(text(UCS_ERR_UNREACHABLE).starts_with(expect), "{}", text(UCS_ERR_UNREACHABLE));
     assert!(!text(UCS_ERR_BUSY).contains("UCX_NET_DEVICES"));
+}
+
+#[test]
+fn closing_is_proof_in_every_session_if_all_transports_end_with_the_worker() {
+    for (tls, expect) in [("tcp", true), ("self,tcp", true), ("posix,cma,tcp", false)] {
+        assert_eq!(transport_over(tls).0.close_ends_writes(), expect, "{tls}");
+    }
 }
 
 #[test]

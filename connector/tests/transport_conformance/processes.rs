@@ -6,6 +6,7 @@
 use crate::side::{DEADLINE, Kind, Side, content};
 use connector::transport::*;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command as Process, Stdio};
@@ -75,6 +76,19 @@ fn peer_process() {
                     let puts: Vec<_> = (0..8).map(|_| side.put(A, 0, 0, BYTES)).collect();
                     puts.into_iter().for_each(|put| side.result(put).expect("the put succeeds"));
                 }
+            }
+            ("flood_until_failure", seed) => {
+                side.fill(0, BYTES, seed.parse().expect("seed"));
+                let mut puts: VecDeque<_> = (0..8).map(|_| side.put(A, 0, 0, BYTES)).collect();
+                let first = puts.pop_front().expect("there are eight");
+                side.result(first).expect("the put succeeds");
+                println!("@flooding");
+                while let Some(put) = puts.pop_front() {
+                    if side.result(put).is_ok() {
+                        puts.push_back(side.put(A, 0, 0, BYTES));
+                    }
+                }
+                println!("@failed");
             }
             (word, _) => panic!("unknown word {word}"),
         }
@@ -218,6 +232,35 @@ fn connecting_to_a_stopped_receiver_fails() {
     assert!(sender.close(A), "there were no puts, so the session is drained");
     peer.kill();
     sender.finish();
+}
+
+/// The receiver gives a stopped sender up in the middle of puts and writes other bytes there. The sender that continues changes none of
+/// them. Another session goes on all the time.
+#[test]
+fn a_sender_that_continues_after_its_session_was_closed_writes_nothing() {
+    const OTHER: TransportSession = TransportSession(2);
+    let mut receiver = Side::start(Kind::Ucx, BYTES as usize);
+    let (mut stopped, mut other) = (Peer::start(), Peer::start());
+    let descriptor = receiver.open(A);
+    stopped.ask(&format!("connect {}", encode(&descriptor)));
+    assert_eq!(stopped.ask("put 5"), "flushed");
+    receiver.check(0, BYTES, 5);
+    assert_eq!(stopped.ask("flood_until_failure 6"), "flooding");
+    stopped.stop();
+    assert!(receiver.close(A), "the receiver put nothing itself");
+    assert!(receiver.read(0, BYTES) != content(BYTES, 5), "the sender was stopped after its first put");
+    let descriptor = receiver.open(OTHER);
+    other.ask(&format!("connect {}", encode(&descriptor)));
+    assert_eq!(other.ask("put 7"), "flushed");
+    receiver.check(0, BYTES, 7);
+    stopped.signal(Signal::CONT);
+    let failed = stopped.lines.recv_timeout(DEADLINE);
+    assert_eq!(failed.as_deref(), Ok("failed"), "a put of the closed session fails");
+    receiver.check(0, BYTES, 7);
+    assert_eq!(other.ask("put 8"), "flushed");
+    receiver.check(0, BYTES, 8);
+    [stopped, other].into_iter().for_each(Peer::finish);
+    receiver.finish();
 }
 
 #[test]

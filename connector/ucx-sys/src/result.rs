@@ -22,6 +22,9 @@ pub struct CallError {
     pub text: String,
 }
 
+/// At least the number of lanes that an endpoint can have (`UCP_MAX_LANES` is 64 in UCX 1.21 and 1.22).
+const LANES_MAX: usize = 128;
+
 /// The result of a non-blocking call.
 #[derive(Debug)]
 pub enum Posted {
@@ -216,13 +219,13 @@ impl Ucx {
         Ok(handle)
     }
 
-    /// `ucp_ep_query` for the transports and devices that the endpoint uses, at most 8, in UCX's order.
+    /// `ucp_ep_query` for all transports and devices that the endpoint uses, in UCX's order.
     ///
     /// # Safety
     /// As for the UCX function.
     pub unsafe fn ep_transports(&self, ep: ucp_ep_h) -> Result<Vec<(String, String)>, CallError> {
         let mut entries =
-            [ucp_transport_entry_t { transport_name: ptr::null(), device_name: ptr::null() }; 8];
+            [ucp_transport_entry_t { transport_name: ptr::null(), device_name: ptr::null() }; LANES_MAX];
         // SAFETY: all-zero is a valid value of this plain C struct; UCX reads only the fields in the mask.
         let mut attr: ucp_ep_attr_t = unsafe { zeroed() };
         attr.field_mask = UCP_EP_ATTR_FIELD_TRANSPORTS;

@@ -13,6 +13,7 @@ use crate::Plan;
 use crate::cpu::Cpu;
 use crate::etcd::Etcd;
 use crate::fleet::{CLUSTER, Node, Proxy, http};
+use crate::handover::{Begun, Handover};
 use crate::load::{Asked, End, Load, questions};
 use crate::network::{BRIDGE, Network};
 use crate::table::{Table, seconds};
@@ -20,8 +21,9 @@ use crate::watch::{EVERY, Metric, Watch};
 
 /// Maximum time until a request of a dead node has failed or is at another node.
 const ACCOUNTED: Duration = Duration::from_secs(5);
-/// Maximum time for which pages are in quarantine: 1 s, and the time between samples. Over TCP the end of the receiver's own worker is proof.
-const RETURNED: Duration = Duration::from_millis(1000 + EVERY.as_millis() as u64);
+/// Maximum time from the end of a session until its pages are free. Over TCP, the destruction of the receiver's own worker is proof, and it is a part
+/// of this time.
+const RETURNED: Duration = Duration::from_secs(1);
 /// Maximum time until a node that is reachable again answers a request.
 const USED: Duration = Duration::from_secs(10);
 /// After this time without a report, a proxy sends a node no requests. Requests that begin earlier are at the victim.
@@ -57,6 +59,7 @@ pub(crate) struct Events {
     network: Network,
     watch: Watch,
     load: Load,
+    handover: Handover,
     proxies: Vec<Proxy>,
     nodes: Vec<Option<Node>>,
     etcd: Etcd,
@@ -75,8 +78,9 @@ impl Events {
         let network = Network::make(plan.first + plan.joining)?;
         let url = format!("http://{BRIDGE}:2379");
         let Some(etcd) = Etcd::start_with(&["--listen-client-urls", &url])? else { return Ok(None) };
-        let started: Vec<_> =
-            (0..plan.first).map(|host| Node::spawn(&network, host, &url)).collect::<Result<_>>()?;
+        let started: Vec<_> = (0..plan.first)
+            .map(|host| Node::spawn(&network, host, &url, plan.tls.as_deref()))
+            .collect::<Result<_>>()?;
         let nodes = started.into_iter().enumerate();
         let nodes: Vec<_> =
             nodes.map(|(host, process)| Node::new(process, host).map(Some)).collect::<Result<_>>()?;
@@ -85,6 +89,7 @@ impl Events {
         let began = Instant::now();
         let questions = questions(plan.prompts, &http(0))?;
         let alone = plan.prompts as f64 / began.elapsed().as_secs_f64();
+        let handover = Handover::new(&http(0))?;
         let peers = 2 * (plan.first as u64 - 1);
         nodes.iter().flatten().try_for_each(|node| wait_peers(node, peers))?;
         let watch = Watch::default();
@@ -97,7 +102,21 @@ impl Events {
         let frontends = proxies.iter().map(|proxy| proxy.frontend.clone()).collect();
         let load = Load::start(questions, frontends, plan.rate);
         let (deaths, old_logs, cpu) = (Vec::new(), Vec::new(), Cpu::now()?);
-        Ok(Some(Self { plan, table, network, watch, load, proxies, nodes, etcd, url, deaths, cpu, old_logs }))
+        Ok(Some(Self {
+            plan,
+            table,
+            network,
+            watch,
+            load,
+            handover,
+            proxies,
+            nodes,
+            etcd,
+            url,
+            deaths,
+            cpu,
+            old_logs,
+        }))
     }
 
     /// Runs all events.
@@ -139,7 +158,7 @@ impl Events {
     /// Starts a node and returns the time until it has answered a request.
     fn start_node(&mut self, host: usize) -> Result<Duration> {
         let began = Instant::now();
-        let node = Node::new(Node::spawn(&self.network, host, &self.url)?, host)?;
+        let node = Node::new(Node::spawn(&self.network, host, &self.url, self.plan.tls.as_deref())?, host)?;
         let healthy = Instant::now();
         self.table.note(
             &format!("host {} starts", host + 1),
@@ -171,10 +190,19 @@ impl Events {
         }
     }
 
-    /// Waits until a request runs on a node.
-    fn until_busy(&self, host: usize) -> Result<()> {
+    /// Waits until a request runs on a node, and until it has handed over some but not all pages of a prompt to the last node.
+    fn until_busy(&self, host: usize) -> Result<Begun> {
         let running = || Ok(get(&http(host), "/node")?.1["running"].as_u64().unwrap_or(0) > 0);
-        until("a request runs on the node", STATE_WITHIN, running)
+        until("a request runs on the node", STATE_WITHIN, running)?;
+        let last = self.nodes.iter().flatten().next_back().context("a node runs")?;
+        self.handover.begin(&last.http(), &http(host))
+    }
+
+    /// Reports the answer to the prompt whose prefiller has stopped.
+    fn check_handover(&mut self, event: &str, begun: Begun) -> Result<()> {
+        let is_right = begun.finish()?;
+        self.table.check(event, "the prompt in transit has the right answer", is_right, "true", is_right);
+        Ok(())
     }
 
     fn join(&mut self) -> Result<()> {
@@ -201,24 +229,25 @@ impl Events {
     }
 
     fn kill(&mut self) -> Result<()> {
-        self.until_busy(KILLED)?;
+        let begun = self.until_busy(KILLED)?;
         let began = Instant::now();
         let node = self.nodes[KILLED].take().context("the node runs")?;
         node.signal("-KILL")?;
         sleep(2 * ACCOUNTED);
         self.old_logs.push(("node-2-killed".to_owned(), node.process.log()));
         self.deaths.push(Death { event: "kill -9", host: KILLED, at: began, end: Instant::now() });
-        Ok(())
+        self.check_handover("kill -9", begun)
     }
 
     fn cut(&mut self) -> Result<()> {
-        self.until_busy(CUT)?;
+        let begun = self.until_busy(CUT)?;
         let began = Instant::now();
         self.network.cut(CUT)?;
         sleep(self.plan.cut);
         let healed = Instant::now();
         self.network.heal(CUT)?;
         self.deaths.push(Death { event: "cut off", host: CUT, at: began, end: healed });
+        self.check_handover("cut off", begun)?;
         let used = self.until_used(CUT, healed);
         self.table.check_time("healed", "time until it has answered a request", used, USED);
         let peers = 2 * (self.nodes.iter().flatten().count() as u64 - 1);
@@ -319,8 +348,15 @@ impl Events {
         let what = "time until the last request was sent to another node";
         self.table.check_time(event, what, Some(moved.unwrap_or_default()), ACCOUNTED);
         let (pages, longest) = self.watch.quarantine(&http(death.host), died, death.end);
-        self.table.note(event, "most pages in quarantine at a survivor", pages);
-        self.table.check_time(event, "longest quarantine at a survivor", Some(longest), RETURNED);
+        self.table.note(event, "most pages in quarantine at a survivor, in samples", pages);
+        let what = "longest quarantine at a survivor, in samples";
+        self.table.check_time(event, what, Some(longest), RETURNED + EVERY);
+        let growth = |metric| self.watch.growth(metric, &http(death.host), died, death.end);
+        let lost: u64 = growth(Metric::Lost).iter().sum();
+        let micros = growth(Metric::QuarantineMicros).into_iter().max().unwrap_or_default();
+        self.table.check(event, "pages that were quarantined at survivors", lost, "> 0", lost > 0);
+        let what = "time from the end of a session until its pages are free";
+        self.table.check_time(event, what, Some(Duration::from_micros(micros)), RETURNED);
     }
 
     /// Checks that no survivor was started again.

@@ -25,7 +25,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts a node and does not wait until it serves.
-    pub(crate) fn spawn(network: &Network, host: usize, etcd: &str) -> Result<Process> {
+    pub(crate) fn spawn(network: &Network, host: usize, etcd: &str, tls: Option<&str>) -> Result<Process> {
         let mut arguments = network.run_on(host);
         arguments.push(binary()?.display().to_string());
         arguments.extend(["--role", "node"].map(str::to_owned));
@@ -45,7 +45,9 @@ impl Node {
         ];
         sets.into_iter().for_each(|set| arguments.extend(["--set".to_owned(), set]));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        Process::start_program("ip".as_ref(), &arguments, &[("UCX_NET_DEVICES", DEVICE)])
+        let variables = [Some(("UCX_NET_DEVICES", DEVICE)), tls.map(|tls| ("UCX_TLS", tls))];
+        let variables: Vec<_> = variables.into_iter().flatten().collect();
+        Process::start_program("ip".as_ref(), &arguments, &variables)
     }
 
     /// Waits until a started node serves.

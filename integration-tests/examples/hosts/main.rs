@@ -3,13 +3,14 @@
 //!
 //! ```text
 //! cargo build --release -p runtime
-//! cargo run --release -p integration-tests --example hosts -- [--quick] [--rate R] [--requests N] [--logs FOLDER]
+//! cargo run --release -p integration-tests --example hosts -- [--quick] [--rate R] [--requests N] [--tls LIST] [--logs FOLDER]
 //! ```
 //! It needs Linux, root, `ip` (iproute2), `unshare` and `setpriv` (util-linux), and `etcd` in PATH. Each node has its own network and PID namespace, and a
 //! veth pair to a bridge. Pages travel over UCX/TCP. The proxies, etcd and the clients are on the bridge.
 //!
 //! Every answer with status 200 must have the token ids that a single node computed before. `events.rs` has the events and their bounds. If one
-//! is missed, the exit code is 1 and a line says which. `--logs` writes the logs of all processes into a folder.
+//! is missed, the exit code is 1 and a line says which. `--logs` writes the logs of all processes into a folder. `--tls` is the nodes' `UCX_TLS`. If the
+//! list has lanes that need proof, as `posix,cma,tcp` has, the lane of each session decides when its pages return.
 //!
 //! **Clean-up.** The program runs itself again inside a mount, network and PID namespace of its own. When it ends, for any reason, the kernel ends all processes
 //! in there and removes the network.
@@ -21,6 +22,7 @@ mod cpu;
 mod etcd;
 mod events;
 mod fleet;
+mod handover;
 mod load;
 mod network;
 mod table;
@@ -56,6 +58,8 @@ pub(crate) struct Plan {
     pub(crate) cut: Duration,
     /// Time for which etcd is stopped.
     pub(crate) outage: Duration,
+    /// `UCX_TLS` of the nodes, if it is not the default.
+    pub(crate) tls: Option<String>,
     /// Folder for the logs.
     pub(crate) logs: Option<PathBuf>,
 }
@@ -72,6 +76,7 @@ impl Plan {
             pause: seconds(30),
             cut: seconds(15),
             outage: seconds(60),
+            tls: None,
             logs: None,
         };
         if arguments.iter().any(|argument| argument == "--quick") {
@@ -95,6 +100,7 @@ impl Plan {
                 "--quick" => {}
                 "--rate" => plan.rate = value()?.parse().context("--rate is not a number")?,
                 "--requests" => plan.requests = value()?.parse().context("--requests is not a number")?,
+                "--tls" => plan.tls = Some(value()?.clone()),
                 "--logs" => plan.logs = Some(value()?.into()),
                 _ => bail!("unknown argument {name}"),
             }

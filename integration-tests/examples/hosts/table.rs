@@ -70,7 +70,10 @@ impl fmt::Display for Table {
     }
 }
 
-/// A duration in seconds.
+/// A duration in seconds, or in milliseconds if it is short.
 pub(crate) fn seconds(time: Duration) -> String {
-    format!("{:.2} s", time.as_secs_f64())
+    match time.as_secs_f64() {
+        seconds if seconds < 0.1 => format!("{:.2} ms", seconds * 1e3),
+        seconds => format!("{seconds:.2} s"),
+    }
 }

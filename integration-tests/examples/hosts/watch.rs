@@ -18,20 +18,26 @@ pub(crate) enum Metric {
     Retries,
     /// Pages that wait for proof.
     Quarantined,
+    /// Pages that were quarantined.
+    Lost,
+    /// Microseconds from the end of a session until its pages were free, summed over sessions.
+    QuarantineMicros,
 }
 
-const NAMES: [&str; 4] = [
+const NAMES: [&str; 6] = [
     "baton_requests_finished_total",
     "baton_recomputes_total",
     "baton_proxy_retries_total",
     "baton_pages_quarantined",
+    "baton_pages_lost_total",
+    "baton_quarantine_micros_total",
 ];
 
 /// The metrics of a process at one moment; 0 for those that it does not have.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     at: Instant,
-    values: [u64; 4],
+    values: [u64; NAMES.len()],
 }
 
 impl Sample {
@@ -112,6 +118,20 @@ impl Watch {
         nodes.filter(|(_, finished)| *finished > 0).collect()
     }
 
+    /// By how much a metric has grown between two times at each node except one.
+    pub(crate) fn growth(&self, metric: Metric, except: &str, since: Instant, end: Instant) -> Vec<u64> {
+        let all = self.0.lock();
+        let others = all.iter().filter(|(address, _)| address != except);
+        let grown = others.map(|(_, samples)| {
+            // The last sample before `since` counts too, because the metric may grow before the next one.
+            let begin = samples.partition_point(|sample| sample.at <= since).saturating_sub(1);
+            let samples = samples[begin..].iter().take_while(|sample| sample.at <= end);
+            let values: Vec<u64> = samples.map(|sample| sample.get(metric)).collect();
+            values.last().unwrap_or(&0).saturating_sub(*values.first().unwrap_or(&0))
+        });
+        grown.collect()
+    }
+
     /// The most pages in quarantine between two times at any node except one, and the longest time for which a node had some.
     pub(crate) fn quarantine(&self, except: &str, since: Instant, end: Instant) -> (u64, Duration) {
         let (mut most, mut longest) = (0, Duration::ZERO);
@@ -133,7 +153,7 @@ impl Watch {
     }
 }
 
-fn sample(agent: &ureq::Agent, address: &str) -> Option<[u64; 4]> {
+fn sample(agent: &ureq::Agent, address: &str) -> Option<[u64; NAMES.len()]> {
     let mut response = agent.get(format!("http://{address}/metrics")).call().ok()?;
     let text = response.body_mut().read_to_string().ok()?;
     Some(NAMES.map(|name| {

@@ -39,6 +39,18 @@ pub enum Event {
     MemberLeft,
     /// An entry of the fleet is malformed. Field: `entry`.
     EntrySkipped,
+    /// The files for TLS have changed and cannot be used. Field: `error`.
+    CertificatesUnread,
+    /// The files for TLS were read again.
+    CertificatesRead,
+    /// The fleet has more peers than `link.sessions`. Field: `sessions`.
+    TooManyPeers,
+    /// A header names no prefiller that can be used. Field: `addresses`.
+    HeaderUnknown,
+    /// A node of a proxy does not report, or its report cannot be used. Field: `node`.
+    NodeLeftOut,
+    /// A node of a proxy has not reported for 3 s. Field: `node`.
+    NodeSilent,
 }
 
 impl Event {
@@ -58,6 +70,12 @@ impl Event {
             Self::MembersRead => " members read",
             Self::MemberLeft => " member left",
             Self::EntrySkipped => " an entry of the fleet is skipped",
+            Self::CertificatesUnread => " the certificates for etcd cannot be read",
+            Self::CertificatesRead => " the certificates for etcd were read again",
+            Self::TooManyPeers => " the fleet has more peers for this process than link.sessions",
+            Self::HeaderUnknown => " prefiller header names no connected sender",
+            Self::NodeLeftOut => " node is left out: ",
+            Self::NodeSilent => " node is silent for 3 s",
         }
     }
 

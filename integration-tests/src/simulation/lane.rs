@@ -1,8 +1,9 @@
 //! The lanes: when a put reads its bytes, when they land, when it completes, and when a flush completes.
 //!
 //! A put reads its bytes between its posting and its completion, and they land before or after the completion. A flush completes when all puts
-//! before the flush have landed. If the receiver copies the bytes (TCP), nothing lands after its part of the session is closed. If senders write
-//! directly, only the end of the putting process stops a posted put.
+//! before the flush have landed. If the receiver copies the bytes (TCP), nothing lands after its part of the session is closed. On a foreign lane the
+//! sender writes directly, and only the end of the putting process stops a posted put. If a plan has foreign lanes, every second lane is one. A
+//! receiver knows which only from `LinkProbed`.
 
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Effect, Endpoint, to};
@@ -89,7 +90,8 @@ impl World {
     fn open_lane(&mut self, node: usize, session: SessionId) -> Descriptor {
         let number = self.lanes.len() as u64;
         let life = self.nodes[node].life;
-        self.lanes.insert(number, Lane { node, life, session, open: true });
+        let foreign = self.plan.foreign && number.is_multiple_of(2);
+        self.lanes.insert(number, Lane { node, life, session, open: true, foreign, named: false });
         Descriptor {
             transport: "sim".into(),
             worker_address: Vec::new(),
@@ -105,7 +107,8 @@ impl World {
         let wait = self.dice.wait(5 * MS, 2 * SECOND);
         let session = named(name.session);
         let event = if self.lane_is_open(name) {
-            LaneEvent::Connected { session, lane: "sim".to_owned() }
+            let lane = if self.is_foreign(name) { "cuda_ipc/sim,tcp/sim" } else { "rc_mlx5/sim,tcp/sim" };
+            LaneEvent::Connected { session, lane: lane.to_owned() }
         } else {
             LaneEvent::Failed { session, error: failure("no such lane") }
         };
@@ -120,8 +123,12 @@ impl World {
     fn lane_is_open(&self, name: OutletName) -> bool {
         self.lane_of(name).is_some_and(|lane| {
             let receiver = &self.nodes[lane.node];
-            receiver.alive && receiver.life == lane.life && (lane.open || self.plan.foreign)
+            receiver.alive && receiver.life == lane.life && (lane.open || lane.foreign)
         })
+    }
+
+    fn is_foreign(&self, name: OutletName) -> bool {
+        self.lane_of(name).is_some_and(|lane| lane.foreign)
     }
 
     fn putter_lives(&self, name: OutletName) -> bool {
@@ -185,13 +192,14 @@ impl World {
 
     pub(super) fn put_lands(&mut self, (name, ticket): PutName) {
         // Bytes that were read stay in socket buffers, but a device stops with its process.
-        let lost = !self.putter_lives(name) && (self.plan.foreign || self.dice.one_in(2));
+        let foreign = self.is_foreign(name);
+        let lost = !self.putter_lives(name) && (foreign || self.dice.one_in(2));
         if lost || !self.lane_is_open(name) {
             return;
         }
         let Some((node, session)) = self.lane_of(name).map(|lane| (lane.node, lane.session)) else { return };
         let stopped = self.nodes[node].stopped_until;
-        if !self.plan.foreign && stopped > self.now {
+        if !foreign && stopped > self.now {
             // The receiver copies the bytes, and it is stopped.
             return self.at(stopped - self.now + 1, None, Event::PutLands((name, ticket)));
         }
@@ -266,6 +274,15 @@ impl World {
         }
         outlet.flushes.remove(&ticket);
         self.flush_is_answered(name, ticket, failed.then_some("connection reset"));
+    }
+
+    /// The receiving node has read the dialler's `LinkProbed`.
+    pub(super) fn lane_is_named(&mut self, node: usize, session: SessionId) {
+        let life = self.nodes[node].life;
+        let mut lanes = self.lanes.values_mut();
+        if let Some(lane) = lanes.find(|lane| (lane.node, lane.life, lane.session) == (node, life, session)) {
+            lane.named = true;
+        }
     }
 
     /// The dialler reports the end of its probe.

@@ -102,7 +102,7 @@ pub struct Plan {
     pub chunk_tokens: u32,
     /// Number of further tokens for which the pages of a request are reserved.
     pub growth_tokens: u32,
-    /// Nodes write the memory of their peers directly, so that closing the receiving end does not stop puts.
+    /// In some sessions the peer writes directly, so that closing the receiving end does not stop its puts.
     pub foreign: bool,
     /// A node cannot see whether a peer's process has ended.
     pub blind: bool,

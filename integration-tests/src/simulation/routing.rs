@@ -189,6 +189,7 @@ impl World {
                 self.report.no_room += 1;
             }
             LogLine::ReceiverReady { .. } => self.report.sessions += 1,
+            LogLine::SenderReady { session, .. } => self.lane_is_named(node, *session),
             LogLine::PageDamaged { .. } => self.report.damaged += 1,
             _ => {}
         }

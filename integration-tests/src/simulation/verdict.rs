@@ -8,7 +8,7 @@ use actors::request::RequestId;
 use actors::routing::LocalPrefill;
 use engine::PageId;
 
-use super::parts::{Conn, OutletName};
+use super::parts::{Conn, Lane, OutletName};
 use super::plan::SECOND;
 use super::world::{Event, World};
 
@@ -93,6 +93,12 @@ impl World {
     /// True if there can be no proof for this session of `node`.
     fn is_excused(&self, node: usize, session: SessionId) -> bool {
         let life = self.nodes[node].life;
+        let ends_with_worker = |lane: &Lane| {
+            (lane.node, lane.life, lane.session) == (node, life, session) && lane.named && !lane.foreign
+        };
+        if self.lanes.values().any(ends_with_worker) {
+            return false;
+        }
         let is_named =
             |conn: &&Conn| (conn.ends[0], conn.lives[0], conn.sessions[0]) == (node, life, Some(session));
         let Some(conn) = self.conns.values().find(is_named) else { return false };

@@ -27,15 +27,24 @@ impl Certificates {
             println!("skipped: openssl is not in PATH");
             return Ok(None);
         }
-        let made = Self(std::env::temp_dir().join(format!("baton-certificates-{}", std::process::id())));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name =
+            format!("baton-certificates-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let made = Self(std::env::temp_dir().join(name));
         std::fs::create_dir_all(&made.0)?;
         std::fs::write(made.0.join("empty.cnf"), "[req]\ndistinguished_name=dn\n[dn]\n")?;
-        made.certify("ca", &["basicConstraints=critical,CA:TRUE"], &[])?;
+        made.renew()?;
+        Ok(Some(made))
+    }
+
+    /// Replaces all files: a new authority and new certificates, which do not fit the old ones.
+    pub(crate) fn renew(&self) -> Result<()> {
+        self.certify("ca", &["basicConstraints=critical,CA:TRUE"], &[])?;
         for name in ["server", "client"] {
             let extensions = ["basicConstraints=critical,CA:FALSE", "subjectAltName=IP:127.0.0.1"];
-            made.certify(name, &extensions, &["-CA", "ca.pem", "-CAkey", "ca.key"])?;
+            self.certify(name, &extensions, &["-CA", "ca.pem", "-CAkey", "ca.key"])?;
         }
-        Ok(Some(made))
+        Ok(())
     }
 
     fn certify(&self, name: &str, extensions: &[&str], by: &[&str]) -> Result<()> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What a node does with a request for completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,9 @@ pub(crate) struct FakeNode {
 /// What a node shares with its threads.
 struct Shared {
     manner: Mutex<Manner>,
+    /// What it answers to `GET /node`.
+    report: Mutex<String>,
+    reported: AtomicUsize,
     /// The heads of the requests for completions that it got.
     heads: Mutex<Vec<String>>,
     left: AtomicUsize,
@@ -55,6 +58,8 @@ impl FakeNode {
         let address = listener.local_addr()?.to_string();
         let shared = Arc::new(Shared {
             manner: Mutex::new(Manner::Answers),
+            report: Mutex::new(report(&address).to_string()),
+            reported: AtomicUsize::default(),
             heads: Mutex::default(),
             left: AtomicUsize::default(),
             closed: AtomicUsize::default(),
@@ -72,6 +77,25 @@ impl FakeNode {
     /// From now on it treats requests this way.
     pub(crate) fn set(&self, manner: Manner) {
         *lock(&self.shared.manner) = manner;
+    }
+
+    /// From now on its report is this text.
+    pub(crate) fn report(&self, text: String) {
+        *lock(&self.shared.report) = text;
+    }
+
+    /// Its report with these fields instead of the true ones.
+    pub(crate) fn lie(&self, fields: &Value) -> String {
+        let mut report = report(&self.address);
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            report[name] = value.clone();
+        }
+        report.to_string()
+    }
+
+    /// Number of questions `GET /node` that it got.
+    pub(crate) fn polled(&self) -> usize {
+        self.shared.reported.load(Ordering::Relaxed)
     }
 
     /// Requests for completions that it got.
@@ -101,11 +125,13 @@ fn serve(mut socket: TcpStream, address: &str, shared: &Shared) -> Option<()> {
     let head = read_request(&mut socket)?;
     let manner = *lock(&shared.manner);
     if head.starts_with("GET /node ") {
+        shared.reported.fetch_add(1, Ordering::Relaxed);
         if manner == Manner::IsSilent {
             std::thread::sleep(Duration::from_secs(60));
             return None;
         }
-        return answer(&mut socket, "200 OK", &report(address));
+        let report = lock(&shared.report).clone();
+        return answer(&mut socket, "200 OK", &report);
     }
     lock(&shared.heads).push(head);
     match manner {
@@ -166,7 +192,7 @@ fn answer(socket: &mut TcpStream, status: &str, body: &str) -> Option<()> {
     socket.write_all(format!("{head}{body}").as_bytes()).ok()
 }
 
-fn report(address: &str) -> String {
+fn report(address: &str) -> Value {
     let port = address.rsplit(':').next().unwrap_or_default();
     json!({
         "incarnation": format!("{port:0>16}"), "role": "local", "prefills": true, "decodes": true, "state": "ok", "reason": null,
@@ -174,5 +200,4 @@ fn report(address: &str) -> String {
         "cache_pages": 1000, "waiting_tokens": 0, "begun_tokens": 0, "nanos_per_token": 1_000_000, "running": 0, "waiting": 0,
         "http": address, "prefillers": []
     })
-    .to_string()
 }

@@ -89,6 +89,7 @@ pub struct FleetProxy {
     /// The connections for reports. Requests cannot use them up.
     polls: client::NodeClient,
     counts: FleetCounts,
+    membership: Arc<dyn Fn() -> String + Send + Sync>,
     /// The drain of the process.
     drain: Drain,
 }
@@ -118,6 +119,8 @@ pub struct FleetSettings {
     pub api_key: Option<String>,
     /// The drain of the process. The proxy reports it, and goes on with forwarding.
     pub drain: Drain,
+    /// The metrics of the membership, in Prometheus's text format.
+    pub membership: Arc<dyn Fn() -> String + Send + Sync>,
     /// `routing.index_bytes`.
     pub index_bytes: u64,
     /// `routing.ttft_target`.
@@ -135,6 +138,7 @@ impl FleetProxy {
             deadline,
             api_key,
             drain,
+            membership,
             index_bytes,
             ttft_target,
         } = settings;
@@ -154,6 +158,7 @@ impl FleetProxy {
             client: client::NodeClient::new(),
             polls: client::NodeClient::new(),
             counts: FleetCounts::default(),
+            membership,
             drain,
         }
     }
@@ -332,6 +337,7 @@ async fn metrics(proxy: Shared) -> HttpResponse {
         "Answers whose node was lost after they began.",
         broken,
     );
+    text += &(proxy.membership)();
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text)
 }
 

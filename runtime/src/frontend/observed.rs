@@ -79,7 +79,7 @@ pub struct CacheInfo {
 /// Numbers of answers at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct AnswerCounts {
-    /// Running answers.
+    /// Running answers, and prompts of peers.
     pub running: usize,
     /// Answers of waiting requests.
     pub waiting: usize,
@@ -210,7 +210,12 @@ impl Observed {
             }
         };
         let AnswerCounts { running, waiting } = load_now;
-        line("gauge", "num_requests_running", "Running answers.", &[("", running as f64)]);
+        line(
+            "gauge",
+            "num_requests_running",
+            "Running answers, and prompts of peers.",
+            &[("", running as f64)],
+        );
         line("gauge", "num_requests_waiting", "Answers of waiting requests.", &[("", waiting as f64)]);
         let CacheInfo { page_tokens, dtype, prefix_cache, memory_utilization, .. } = &self.cache;
         let info = format!(

@@ -2,14 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actors::membership::{Entry, Member, Members};
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::{Outage, publish};
+use super::{Outage, Publisher};
 
 /// Time between two lookups.
 pub(super) const RESOLVE_EVERY: Duration = Duration::from_secs(5);
@@ -24,13 +22,13 @@ pub(super) async fn addresses(name: String) -> io::Result<Vec<SocketAddr>> {
 
 /// Resolves the name at this interval and publishes the members, until there is no reader any more. A failed lookup changes nothing, and neither does an
 /// answer without addresses: the system's resolver does not tell a name without addresses from an outage.
-pub(super) async fn follow<F, R>(resolve: F, every: Duration, is_http: bool, to: watch::Sender<Arc<[Member]>>)
+pub(super) async fn follow<F, R>(resolve: F, every: Duration, is_http: bool, to: Publisher)
 where
     F: Fn() -> R,
     R: Future<Output = io::Result<Vec<SocketAddr>>> + 'static,
 {
     let (mut members, mut outage) = (Members::default(), Outage::default());
-    let what = "the name of fleet.dns has no address";
+    let what = "the name of fleet.dns has no address; known members stay";
     loop {
         let mut lookup = actix::spawn(resolve());
         let found = loop {
@@ -43,7 +41,7 @@ where
             Ok(found) if !found.is_empty() => {
                 outage.works("the name of fleet.dns has addresses again");
                 let changes = members.resync(entries(found, is_http));
-                if !publish(&to, &changes, members.all()) {
+                if !to.publish(&changes, &members) {
                     return;
                 }
             }
@@ -70,8 +68,16 @@ fn entries(mut found: Vec<SocketAddr>, is_http: bool) -> Vec<Entry> {
 mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
 
     use super::*;
+
+    fn publisher() -> (Publisher, crate::membership::MembersWatch) {
+        let (members, found) = watch::channel(Arc::from([]));
+        (Publisher { members, metrics: Arc::default() }, found)
+    }
 
     fn at(texts: &[&str]) -> Vec<SocketAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -84,7 +90,7 @@ mod tests {
     #[test]
     fn the_system_resolves_a_name() {
         actix::System::new().block_on(async {
-            let (to, mut members) = watch::channel(Arc::from([]));
+            let (to, mut members) = publisher();
             actix::spawn(follow(|| addresses("localhost:8200".into()), RESOLVE_EVERY, true, to));
             members.changed().await.unwrap();
             let found = ports(&members.borrow(), true);
@@ -105,7 +111,7 @@ mod tests {
                 Ok(vec![]),
                 Ok(at(&["10.0.0.2:5", "10.0.0.3:5"])),
             ]));
-            let (to, mut members) = watch::channel(Arc::from([]));
+            let (to, mut members) = publisher();
             let asked = Rc::clone(&answers);
             let resolve = move || {
                 let mut answers = asked.borrow_mut();

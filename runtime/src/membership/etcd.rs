@@ -6,19 +6,17 @@ mod calls;
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actors::membership::{
-    Change, EtcdView, Member, RANGE_EVERY, Registration, RegistrationEvent, RegistrationStep, ViewEvent,
-    ViewStep,
+    EtcdView, Member, RANGE_EVERY, Registration, RegistrationEvent, RegistrationStep, ViewEvent, ViewStep,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::gateway::{CallError, Gateway};
-use super::{EtcdSettings, Outage, json, publish};
+use super::{EtcdSettings, Outage, Publisher, json};
 use calls::{Calls, WatchLines};
 
 /// Maximum time for the removal of the own key.
@@ -28,7 +26,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 pub(super) fn join(
     settings: EtcdSettings,
     own: Option<&Member>,
-    to: watch::Sender<Arc<[Member]>>,
+    to: Publisher,
 ) -> anyhow::Result<Option<Registered>> {
     let gateway = Gateway::new(&settings)?;
     let calls = Rc::new(Calls::new(gateway, &settings.cluster));
@@ -37,18 +35,18 @@ pub(super) fn join(
 }
 
 /// Publishes the members until there is no reader any more.
-async fn follow(calls: Rc<Calls>, to: watch::Sender<Arc<[Member]>>) {
+async fn follow(calls: Rc<Calls>, to: Publisher) {
     let (mut view, mut outage) = (EtcdView::new(calls.endpoints()), Outage::default());
     let mut apply = |view: &mut EtcdView, event: Result<ViewEvent, CallError>| -> bool {
         let event = event.unwrap_or_else(|error| {
-            outage.failed("the members in etcd cannot be read", &error.to_string());
+            outage.failed("the members in etcd cannot be read; known members stay", &error.to_string());
             ViewEvent::Failed
         });
         if matches!(event, ViewEvent::Ranged { .. }) {
             outage.works("the members in etcd can be read again");
         }
-        let changes: Vec<Change> = view.on(event);
-        publish(&to, &changes, view.members().all())
+        let changes = view.on(event);
+        to.publish(&changes, view.members())
     };
     loop {
         match view.next() {

@@ -16,16 +16,15 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
 use hyper::{Request, Response};
-use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{EtcdSettings, tls};
+use super::EtcdSettings;
+use super::tls::{Connector, Credentials};
 
 /// Maximum time for an answer.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -54,9 +53,12 @@ impl fmt::Display for CallError {
     }
 }
 
+type HttpClient = Client<Connector, Full<Bytes>>;
+
 /// A client of an etcd.
 pub(super) struct Gateway {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    /// The client, and what its connector was made of.
+    client: Mutex<(HttpClient, Credentials)>,
     endpoints: Vec<String>,
     user: Option<(String, PathBuf)>,
     /// What `fleet.etcd_user` has logged in with. etcd forgets it after some minutes.
@@ -69,14 +71,22 @@ impl Gateway {
     /// # Errors
     /// A file of the settings cannot be read.
     pub(super) fn new(settings: &EtcdSettings) -> anyhow::Result<Self> {
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(KEEP);
+        let (credentials, connector) = Credentials::new(settings)?;
         Ok(Self {
-            client: builder.build(tls::connector(settings)?),
+            client: Mutex::new((client(connector), credentials)),
             endpoints: settings.endpoints.clone(),
             user: settings.user.clone(),
             token: Mutex::default(),
         })
+    }
+
+    /// The client. If the files for TLS have changed, it is a new one without connections. Calls that run keep theirs.
+    fn client(&self) -> HttpClient {
+        let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connector) = held.1.renewed() {
+            held.0 = client(connector);
+        }
+        held.0.clone()
     }
 
     /// Number of endpoints.
@@ -177,7 +187,7 @@ impl Gateway {
             .body(Full::new(Bytes::from(body.to_string())))
             .map_err(|error| CallError::Other(error.to_string()))?;
         let response =
-            self.client.request(request).await.map_err(|error| CallError::Other(with_causes(&error)))?;
+            self.client().request(request).await.map_err(|error| CallError::Other(with_causes(&error)))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -186,6 +196,12 @@ impl Gateway {
         let message = message(&text).unwrap_or_else(|| status.to_string());
         Err(failure(message))
     }
+}
+
+fn client(connector: Connector) -> HttpClient {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(KEEP);
+    builder.build(connector)
 }
 
 /// The error of a message of etcd.

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 
-use actors::membership::{Entry, Member, Statement};
+use actors::membership::{Entry, EntryError, Member, Statement};
 use connector::frame::Versions;
 use serde::{Deserialize, Serialize};
 
 /// Maximum size of a value. That of a member has 400 bytes.
 const VALUE_BYTES_MAX: usize = 64 << 10;
+/// Maximum length of an error of the JSON parser in the log.
+const ERROR_CHARACTERS: usize = 200;
 
 /// A member as JSON. Readers ignore fields that they do not know, so later versions may add some.
 #[derive(Serialize, Deserialize)]
@@ -43,8 +45,7 @@ pub(super) fn write(member: &Member) -> Vec<u8> {
 
 /// The entry of a key whose last part is `name`.
 pub(super) fn read(name: &str, value: &[u8]) -> Entry {
-    let member =
-        if is_name(name) { member(name, value) } else { Err("the key is no incarnation".to_owned()) };
+    let member = if is_name(name) { member(name, value) } else { Err(EntryError::Key) };
     Entry { name: shown(name), member }
 }
 
@@ -58,18 +59,22 @@ fn is_name(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-fn member(name: &str, value: &[u8]) -> Result<Member, String> {
+fn member(name: &str, value: &[u8]) -> Result<Member, EntryError> {
     if value.len() > VALUE_BYTES_MAX {
-        return Err(format!("the value has {} bytes, and {VALUE_BYTES_MAX} is the limit", value.len()));
+        let sentence = format!("the value has {} bytes, and {VALUE_BYTES_MAX} is the limit", value.len());
+        return Err(EntryError::Value(sentence));
     }
-    let value: Value =
-        serde_json::from_slice(value).map_err(|error| format!("the value is no member: {error}"))?;
+    let value: Value = serde_json::from_slice(value).map_err(|error| {
+        // The error quotes the value.
+        let error: String = error.to_string().chars().take(ERROR_CHARACTERS).collect();
+        EntryError::Value(format!("the value is no member: {error}"))
+    })?;
     if value.incarnation != name {
-        return Err("the value is of another incarnation".to_owned());
+        return Err(EntryError::Incarnation);
     }
     let is_reachable = |address: &SocketAddr| !address.ip().is_unspecified() && address.port() != 0;
     if let Some(address) = [value.http, value.link].iter().flatten().find(|address| !is_reachable(address)) {
-        return Err(format!("{address} is no address that can be connected to"));
+        return Err(EntryError::Address(*address));
     }
     let says = Statement {
         role: value.role,
@@ -113,14 +118,15 @@ mod tests {
     fn what_is_no_member_is_an_error() {
         let good = String::from_utf8(write(&sample())).unwrap();
         let check = |name: &str, value: &str, expect: &str| {
-            let error = read(name, value.as_bytes()).member.unwrap_err();
-            assert!(error.contains(expect), "{error}");
+            let error = read(name, value.as_bytes()).member.unwrap_err().to_string();
+            assert!(error.contains(expect) && error.len() < 300, "{error}");
         };
         check("x", &good, "the key is no incarnation");
         check("00000000000000AB", &good, "the key is no incarnation");
         check("00000000000000ac", &good, "of another incarnation");
         check(NAME, "", "no member");
         check(NAME, "[]", "no member");
+        check(NAME, &format!("\"{}\"", "m".repeat(5000)), "no member");
         check(NAME, &good.replace("127.0.0.1:8200", "0.0.0.0:8200"), "0.0.0.0:8200 is no address");
         check(NAME, &good.replace(":55555", ":0"), "127.0.0.1:0 is no address");
         check(NAME, &good.replace("\"m\"", &format!("\"{}\"", "m".repeat(VALUE_BYTES_MAX))), "is the limit");

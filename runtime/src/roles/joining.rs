@@ -8,6 +8,7 @@ use actors::node::Node;
 use connector::frame::Versions;
 use tokio::sync::watch;
 
+use super::SharedState;
 use crate::config::{Config, Role};
 use crate::membership::{self, EtcdSettings, Membership, Registered, Source};
 
@@ -26,7 +27,7 @@ pub(super) fn source(role: Role, config: &Config) -> Option<Source> {
     }))
 }
 
-/// Joins the fleet. `link` is the address of the link port, `model` the name of the model in requests. Returns the registration in etcd.
+/// Joins the fleet. `link` is the address of the link port. Returns the registration in etcd.
 ///
 /// # Errors
 /// As [`membership::join`].
@@ -35,10 +36,10 @@ pub(super) fn join(
     config: &Config,
     node: &Node,
     link: Option<SocketAddr>,
-    model: &str,
+    shared: &SharedState,
 ) -> anyhow::Result<Option<Registered>> {
     let source = source(role, config).filter(|_| role != Role::Local);
-    // A process that dials no peers does not need the members.
+    // A process that dials no peers needs no members. In etcd it registers itself, and counts those that dial it.
     let Some(source) = source.filter(|source| role.dials_peers() || matches!(source, Source::Etcd(_))) else {
         return Ok(None);
     };
@@ -51,17 +52,39 @@ pub(super) fn join(
             role: role.name().to_owned(),
             prefills: facts.capabilities.prefill,
             decodes: facts.capabilities.decode,
-            model: model.to_owned(),
+            model: shared.model.name.clone(),
             fingerprint: facts.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
             protocol: Versions::OURS,
         }),
     };
-    let Membership { members, registered } = membership::join(source, Some(&own))?;
+    let Membership { members, registered } = membership::join(source, Some(&own), &shared.membership)?;
+    actix::spawn(warn_of_many(own.clone(), members.clone(), config.link.sessions as usize));
     let is_registered = registered.as_ref().map(Registered::is_registered);
     if role.dials_peers() {
         dial(node, own, members, is_registered);
     }
     Ok(registered)
+}
+
+/// Logs one line each time that the fleet becomes too large for `link.sessions`, until the membership ends.
+async fn warn_of_many(own: Member, mut members: membership::MembersWatch, allowed: usize) {
+    let mut was_too_large = false;
+    loop {
+        let sessions: usize =
+            members.borrow_and_update().iter().map(|member| member.sessions_with(&own)).sum();
+        let is_too_large = sessions > allowed;
+        if is_too_large && !was_too_large {
+            tracing::warn!(
+                sessions,
+                link.sessions = allowed,
+                "the fleet has more peers for this process than link.sessions allows; some stay without a session, so raise link.sessions"
+            );
+        }
+        was_too_large = is_too_large;
+        if members.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Tells the peer link which members to dial, as long as this process is registered.

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use crate::config::{Config, Role};
 use crate::drain::Drain;
 use crate::frontend::{FleetProxy, FleetSettings, InputMemory, Limits, ServedModel, bind, poll, set_nodes};
-use crate::membership;
+use crate::membership::{self, MembershipMetrics};
 use crate::open_files;
 use crate::roles::{ending::Signals, exposure::Port, joining};
 
@@ -33,10 +33,11 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         config.frontend.reasoning_parser.as_deref(),
     );
     // Half of the files are for the connections to nodes.
-    let connections = open_files::connections(open_files / 2, CONNECTIONS, 1, 0);
+    let connections = open_files::connections(open_files / 2, CONNECTIONS, 1, open_files::reserved(0, 0));
     let limits = Limits { connections, ..Limits::default() };
     let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
     let drain = Drain::new(config.shutdown.delay);
+    let membership = Arc::new(MembershipMetrics::default());
     let proxy = Arc::new(FleetProxy::new(FleetSettings {
         nodes: config.fleet.nodes.clone(),
         model: Arc::new(model),
@@ -45,15 +46,20 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         deadline: config.request.deadline,
         api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
         drain: drain.clone(),
+        membership: Arc::new({
+            let membership = membership.clone();
+            move || membership.render()
+        }),
         index_bytes: config.routing.index_bytes.0,
         ttft_target: config.routing.ttft_target,
     }));
-    actix::System::new().block_on(serve(config, drain, proxy, listener, began))
+    actix::System::new().block_on(serve(config, drain, membership, proxy, listener, began))
 }
 
 async fn serve(
     config: Config,
     drain: Drain,
+    metrics: Arc<MembershipMetrics>,
     proxy: Arc<FleetProxy>,
     listener: TcpListener,
     began: Instant,
@@ -65,7 +71,7 @@ async fn serve(
     }
     poll(Arc::clone(&proxy));
     if let Some(source) = joining::source(Role::Proxy, &config) {
-        follow(Arc::clone(&proxy), membership::join(source, None)?.members);
+        follow(Arc::clone(&proxy), membership::join(source, None, &metrics)?.members);
     }
     let server = proxy.serve(listener, config.surroundings.cores, config.shutdown.drain)?;
     let handle = server.handle();

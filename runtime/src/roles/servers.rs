@@ -97,7 +97,8 @@ async fn stop(server: Option<ServerHandle>) {
 fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> Frontend {
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
-    let (queue, drain) = (shared.admission.clone(), shared.drain.clone());
+    let (queue, drain, membership) =
+        (shared.admission.clone(), shared.drain.clone(), shared.membership.clone());
     Frontend {
         generate: node.generate(),
         abort: node.abort(),
@@ -121,7 +122,10 @@ fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> F
         node: None,
         drain_control: None,
         metrics: Arc::new(move || {
-            observed.render(&metrics, AnswerCounts { running: live.len(), waiting: queue.waiting() })
+            // For a router, the prompts of peers are work as the process's own requests are.
+            let running = live.len() + load(metrics.prefills_live()) as usize;
+            observed.render(&metrics, AnswerCounts { running, waiting: queue.waiting() })
+                + &membership.render()
         }),
         drain: config.shutdown.drain + Duration::from_secs(2),
     }

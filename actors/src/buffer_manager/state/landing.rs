@@ -1,6 +1,7 @@
 //! Sessions and the pages that land in them: checks announcements and quarantines the pages of lost sessions.
 
 use std::num::NonZeroU32;
+use std::time::Instant;
 
 use connector::frame::Frame;
 use connector::page_hash::PageSeed;
@@ -39,8 +40,8 @@ impl PoolState {
     }
 
     /// A session ended. Puts into its outstanding pages may still land. If it held no credit, the peer link needs no proof.
-    pub(super) fn on_session_lost(&mut self, session: SessionId) -> Vec<Effect> {
-        self.rings.lose(session, Vec::new());
+    pub(super) fn on_session_lost(&mut self, now: Instant, session: SessionId) -> Vec<Effect> {
+        self.lose(now, session, Vec::new());
         let mut effects = self.quarantine_changed();
         if !self.rings.is_quarantined(session) {
             effects.push(to::peer_link(NothingOutstanding { session }));
@@ -48,15 +49,28 @@ impl PoolState {
         effects
     }
 
+    /// A session ended: its outstanding pages and the `damaged` ones are quarantined.
+    fn lose(&mut self, now: Instant, session: SessionId, damaged: Vec<PageIndex>) {
+        self.counts.lost += u64::from(self.rings.lose(now, session, damaged));
+    }
+
     /// There is proof that no write of this lost session can land any more: its quarantined pages become free.
-    pub(super) fn on_session_drained(&mut self, drained: SessionDrained) -> Vec<Effect> {
-        self.free.extend(self.rings.drain(drained.session).into_iter().map(|page| page.0));
+    pub(super) fn on_session_drained(&mut self, now: Instant, drained: SessionDrained) -> Vec<Effect> {
+        if let Some((pages, began)) = self.rings.drain(drained.session) {
+            self.counts.quarantine_micros += now.saturating_duration_since(began).as_micros() as u64;
+            self.free.extend(pages.into_iter().map(|page| page.0));
+        }
         self.quarantine_changed()
     }
 
     /// A sender announces that pages are complete and visible. They are adopted only if their hashes match. `hasher` computes the
     /// hashes; it is `None` if page hashes are off.
-    pub(super) fn on_page_filled(&mut self, filled: PageFilled, hasher: Option<Hasher<'_>>) -> Vec<Effect> {
+    pub(super) fn on_page_filled(
+        &mut self,
+        now: Instant,
+        filled: PageFilled,
+        hasher: Option<Hasher<'_>>,
+    ) -> Vec<Effect> {
         let session = filled.session;
         let Some(seed) = self.rings.get(session).map(Ring::seed) else { return Vec::new() };
         let pages = match self.rings.fill(session, filled.first, filled.count) {
@@ -77,7 +91,7 @@ impl PoolState {
         };
         if filled.count > landing {
             // The peer broke a rule, so its word that these pages are complete does not count: they wait for proof.
-            self.rings.lose(session, pages);
+            self.lose(now, session, pages);
             let reason =
                 format!("peer announced {} pages of {request}, but {landing} were expected", filled.count);
             let mut effects = vec![broken(session, reason)];
@@ -95,7 +109,7 @@ impl PoolState {
             hasher(&seeded.collect::<Vec<_>>()) == filled.hashes
         };
         if !hasher.is_none_or(is_whole) {
-            return self.on_damaged(session, request, pages);
+            return self.on_damaged(now, session, request, pages);
         }
         self.landing -= filled.count;
         self.rings.expect_less(session, filled.count);
@@ -112,11 +126,12 @@ impl PoolState {
     /// all these pages are quarantined until there is proof.
     pub(super) fn on_damaged(
         &mut self,
+        now: Instant,
         session: SessionId,
         request: RequestId,
         damaged: Vec<PageIndex>,
     ) -> Vec<Effect> {
-        self.rings.lose(session, damaged);
+        self.lose(now, session, damaged);
         self.counts.mismatches += 1;
         let reason = format!("the hash of a page of {request} does not match");
         let mut effects = vec![

@@ -70,7 +70,9 @@ struct CalledBack {
 #[derive(Debug)]
 struct Quarantine {
     pages: Vec<PageIndex>,
-    /// The first tick after the loss.
+    /// The time of the loss.
+    began: Instant,
+    /// The first tick after the loss. If this process stalls, the time until that tick does not count towards [`LASTING`].
     since: Option<Instant>,
     /// It is older than [`LASTING`].
     is_lasting: bool,
@@ -267,27 +269,29 @@ impl Rings {
         Some(filled)
     }
 
-    /// Removes an ended session. Its outstanding pages and the `damaged` ones may still be written, so they are quarantined.
-    pub(super) fn lose(&mut self, session: SessionId, damaged: Vec<PageIndex>) {
-        let Some(ring) = self.sessions.remove(&session) else { return };
+    /// Removes an ended session. Its outstanding pages and the `damaged` ones may still be written, so they are quarantined. Returns their
+    /// number.
+    pub(super) fn lose(&mut self, now: Instant, session: SessionId, damaged: Vec<PageIndex>) -> u32 {
+        let Some(ring) = self.sessions.remove(&session) else { return 0 };
         self.outstanding -= ring.ledger.outstanding();
         let pages = [damaged, ring.ledger.close()].concat();
-        self.quarantined += pages.len() as u32;
-        if !pages.is_empty() {
-            self.quarantine.insert(session, Quarantine { pages, since: None, is_lasting: false });
+        let count = pages.len() as u32;
+        self.quarantined += count;
+        if count > 0 {
+            self.quarantine.insert(session, Quarantine { pages, began: now, since: None, is_lasting: false });
         }
+        count
     }
 
-    /// Returns the quarantined pages of a lost session, after proof that its peer can no longer write them.
-    pub(super) fn drain(&mut self, session: SessionId) -> Vec<PageIndex> {
-        let Some(Quarantine { pages, is_lasting, .. }) = self.quarantine.remove(&session) else {
-            return Vec::new();
-        };
+    /// Ends the quarantine of a lost session, after proof that its peer can no longer write. Returns its pages and when it began; `None` if the
+    /// session had no such pages.
+    pub(super) fn drain(&mut self, session: SessionId) -> Option<(Vec<PageIndex>, Instant)> {
+        let Quarantine { pages, began, is_lasting, .. } = self.quarantine.remove(&session)?;
         self.quarantined -= pages.len() as u32;
         if is_lasting {
             self.lasting -= pages.len() as u32;
         }
-        pages
+        Some((pages, began))
     }
 
     /// Grants one credit per page and returns the number of the first.

@@ -82,7 +82,7 @@ impl DecoderState {
             }
             Phase::Landing { session, .. } => Some(*session),
             Phase::Placing
-            | Phase::Waiting
+            | Phase::Waiting { .. }
             | Phase::Reserving { .. }
             | Phase::Replacing { .. }
             | Phase::Stopping => None,

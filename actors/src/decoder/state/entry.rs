@@ -18,8 +18,8 @@ use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 pub(super) enum Phase {
     /// The request waits for the proxy to choose another sender. It has no pages and no reservation.
     Placing,
-    /// No sender has room for the prompt. The request has no pages and no reservation, and is placed again at the next tick.
-    Waiting,
+    /// No sender has room for the prompt. The request has no pages and no reservation. It is placed again after `ticks` ticks.
+    Waiting { ticks: u32 },
     /// The request waits for pages. `on` is the sender that will prefill it, if a sender will.
     Reserving { on: Option<SessionId> },
     /// A sender prefills the request. `table` has a place for each page of the prompt. Its first pages are shared and have the KV of the
@@ -82,8 +82,8 @@ pub(super) struct Entry {
     pub(super) tried: Vec<SessionId>,
     /// Those of them that only had no room.
     pub(super) busy: Vec<SessionId>,
-    /// Whether the request has been in [`Phase::Waiting`].
-    pub(super) has_waited: bool,
+    /// How many times the request has been in [`Phase::Waiting`].
+    pub(super) waited: u32,
     /// Prefills of the prompt that failed, or whose sender was lost.
     pub(super) failed_prefills: u32,
     /// The sender sends all pages, also those that are cached here.

@@ -74,7 +74,7 @@ impl DecoderState {
                 [vec![cancel], self.release_and_reserve(request, PrefillOutcome::Withdrawn)].concat()
             }
             Phase::Replacing { .. } => self.release_and_reserve(request, PrefillOutcome::Withdrawn),
-            Phase::Placing | Phase::Waiting | Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
+            Phase::Placing | Phase::Waiting { .. } | Phase::Reserving { .. } | Phase::Stopping => Vec::new(),
         }
     }
 

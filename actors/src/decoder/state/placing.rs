@@ -16,6 +16,12 @@ use crate::request::{Refused, RequestId, StreamEvent};
 /// A request ends after this many failed prefills, so that a prompt that ends the processes that compute it does not end all of them.
 const FAILED_PREFILLS_MAX: u32 = 3;
 
+/// A request that waits for room asks again after at most this many ticks. Each time it sends its whole prompt.
+const WAIT_TICKS_MAX: u32 = 8;
+
+/// At most this many requests that wait for room ask again at one tick.
+const ASK_AGAIN_MAX: usize = 8;
+
 impl DecoderState {
     /// A sender does not prefill this request. A request that waits for room asks the same senders again and again, so it logs no more lines.
     pub(super) fn on_prefill_failed(&mut self, failed: PrefillFailed) -> Vec<Effect> {
@@ -24,7 +30,7 @@ impl DecoderState {
         if !matches!(entry.phase, Phase::Landing { session: on, .. } if on == session) {
             return Vec::new();
         }
-        let is_news = !(entry.has_waited && fault == PrefillFault::Busy);
+        let is_news = !(entry.waited > 0 && fault == PrefillFault::Busy);
         let line = is_news.then(|| to::log(LogLine::PrefillFailed { request, session, reason }));
         let outcome = match fault {
             PrefillFault::Refused => PrefillOutcome::Withdrawn,
@@ -37,10 +43,17 @@ impl DecoderState {
         line.into_iter().chain(self.recover(request, outcome)).collect()
     }
 
-    /// Asks again for a sender for the requests that wait for room.
+    /// Asks again for a sender for the requests that have waited for room long enough, the oldest first.
     pub(super) fn place_waiting(&mut self) -> Vec<Effect> {
-        let waiting = self.requests.values_mut().filter(|entry| matches!(entry.phase, Phase::Waiting));
-        waiting
+        let due = self.requests.values_mut().filter_map(|entry| {
+            let Phase::Waiting { ticks } = &mut entry.phase else { return None };
+            *ticks = ticks.saturating_sub(1);
+            (*ticks == 0).then_some(entry)
+        });
+        let mut due: Vec<&mut Entry> = due.collect();
+        due.sort_by_key(|entry| entry.admitted);
+        due.truncate(ASK_AGAIN_MAX);
+        due.into_iter()
             .flat_map(|entry| {
                 let busy = std::mem::take(&mut entry.busy);
                 entry.tried.retain(|session| !busy.contains(session));
@@ -54,9 +67,15 @@ impl DecoderState {
         let PlacedAgain { request, placement } = placed;
         let waits = |entry: &&mut Entry| matches!(entry.phase, Phase::Placing);
         match (self.requests.get_mut(&request).filter(waits), placement) {
-            (Some(_), Some(placement)) => self.begin(request, placement, ReservePriority::Resumed),
+            (Some(entry), Some(placement)) => {
+                // A request that waits for room at senders asks often, so it does not go before the requests that wait for pages here.
+                let priority = if entry.waited > 0 { ReservePriority::New } else { ReservePriority::Resumed };
+                self.begin(request, placement, priority)
+            }
             (Some(entry), None) if !entry.busy.is_empty() => {
-                (entry.phase, entry.has_waited) = (Phase::Waiting, true);
+                let ticks = WAIT_TICKS_MAX.min(1 << entry.waited.min(31));
+                entry.phase = Phase::Waiting { ticks };
+                entry.waited += 1;
                 Vec::new()
             }
             (Some(_), None) => self.cut(request, |_| StreamEvent::Failed(Refused::NoPrefiller.into())),

@@ -64,6 +64,7 @@ impl PeerLinkState {
             }
             Frame::LinkProbed { lane: name, bytes, micros } => {
                 self.on_probed(session)?;
+                self.on_lane_named(session, &name);
                 let pid = peer.pid;
                 let http = self.sessions.get(&session).and_then(|live| live.http);
                 let ready = PeerReady { session, pid, name: peer.name(), http };

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use connector::frame::Incarnation;
+use connector::transport::lane::ends_with_worker;
 
 use super::{Direction, PeerLinkState, Session, Stage};
 use crate::effect::{Effect, to};
@@ -113,7 +114,7 @@ impl PeerLinkState {
         effects
     }
 
-    /// Notes that the peer of an incoming session can write nothing more.
+    /// Notes that the peer of an incoming session can write nothing more once our side of the session is closed.
     pub(super) fn set_harmless(&mut self, session: SessionId) {
         if let Some(Direction::Incoming { harmless, .. }) =
             self.sessions.get_mut(&session).map(|over| &mut over.direction)
@@ -128,11 +129,18 @@ impl PeerLinkState {
         self.prove(session).into_iter().collect()
     }
 
+    /// The peer has named the transports of the session's lane. If the lane ends with our worker, no further proof is needed.
+    pub(super) fn on_lane_named(&mut self, session: SessionId, lane: &str) {
+        if ends_with_worker(lane) {
+            self.set_harmless(session);
+        }
+    }
+
     /// Removes a closed session if there is proof that no write of it can land, and tells the buffer manager.
     pub(super) fn prove(&mut self, session: SessionId) -> Option<Effect> {
         let over = self.sessions.get(&session).filter(|over| over.stage == Stage::Closed)?;
         let proof = match over.direction {
-            Direction::Incoming { harmless, .. } if !self.close_ends_writes && !harmless => return None,
+            Direction::Incoming { harmless: false, .. } => return None,
             Direction::Incoming { .. } => Some(to::buffer_manager(SessionDrained { session })),
             // The peer of an outgoing session does not write our pages.
             Direction::Outgoing { .. } => None,

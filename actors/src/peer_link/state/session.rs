@@ -29,8 +29,8 @@ pub(super) enum Direction {
     /// The peer puts pages into our pool.
     Incoming {
         sender: SenderSession,
-        /// The peer can write nothing more: it said that the session has drained, its process ended, or it held no credit at the
-        /// end.
+        /// Once our side is closed, the peer can write nothing more: the lane ends with our worker, the peer said that the session
+        /// has drained, its process ended, or it held no credit at the end.
         harmless: bool,
     },
     /// We put pages into the peer's pool.

@@ -173,6 +173,25 @@ fn a_lost_session_is_quarantined_until_proof() {
     assert_eq!(pool.usage(), PoolUse { pages: 6, held: 2, ..PoolUse::default() });
 }
 
+#[test]
+fn the_time_from_the_end_of_a_session_until_its_pages_are_free_is_counted() {
+    let mut pool = self::pool(20, 4, 1);
+    let (began, millis) = (Instant::now(), Duration::from_millis);
+    let mut at = |millis, mail: ToBufferManager| {
+        pool.on(began + millis, mail, None);
+        (pool.counts().lost, pool.counts().quarantine_micros)
+    };
+    let opened = |session| SessionOpened { session, ring_pages: 1, seed: 0 };
+    at(millis(0), opened(SESSION).into());
+    at(millis(0), opened(SessionId(2)).into());
+    assert_eq!(at(millis(10), PeerLost { session: SESSION }.into()), (1, 0));
+    assert_eq!(at(millis(20), PeerLost { session: SessionId(2) }.into()), (2, 0));
+    assert_eq!(at(millis(25), SessionDrained { session: SESSION }.into()), (2, 15_000));
+    assert_eq!(at(millis(25), SessionDrained { session: SESSION }.into()), (2, 15_000), "its pages are free");
+    assert_eq!(at(millis(60), SessionDrained { session: SessionId(2) }.into()), (2, 55_000));
+    assert_eq!(pool.usage().quarantined, 0);
+}
+
 pub(super) fn unfilled(session: u64, first: u64, count: u32) -> PageFilled {
     PageFilled { session: SessionId(session), ..filled(first, count, None) }
 }

@@ -231,11 +231,14 @@ fn a_request_waits_for_room_at_the_senders_until_its_deadline() {
     let effects = state.on_prefill_failed(refused).split_off(1);
     assert_eq!(effects, [release(), withdrawn(OTHER), again(&generate, &[SESSION, OTHER])]);
     assert_eq!(state.on_placed_again(placed(None)), [], "the first sender may have room later");
-    for tick in 1..=3 {
-        let now = now + Duration::from_millis(250 * tick);
+    for wait in [1, 2, 4, 8, 8] {
+        for _ in 1..wait {
+            assert_eq!(state.on_tick(now), [], "each wait is twice as long as the one before, up to a bound");
+        }
         assert_eq!(state.on_tick(now), [again(&generate, &[OTHER])]);
         assert_eq!(state.on_tick(now), [], "it was placed again");
-        assert_eq!(state.on_placed_again(placed(Some(SESSION))), [resumed(SESSION, true)]);
+        let effects = state.on_placed_again(placed(Some(SESSION)));
+        assert_eq!(effects, [reserve(&PROMPT, 3, true)], "after the requests that wait for pages here");
         state.on_reserved(now, landing(&[8]));
         let effects = state.on_prefill_failed(busy(SESSION));
         let all = [OTHER, SESSION];
@@ -265,4 +268,32 @@ fn a_request_that_waits_for_room_ends_with_its_last_sender_or_its_client() {
     let (mut state, _) = wait();
     assert_eq!(state.on_abort(R), [failed(RequestError::Aborted)]);
     assert_eq!(state.on_tick(now), []);
+}
+
+#[test]
+fn of_many_requests_that_wait_for_room_the_oldest_ask_again_first_and_a_few_at_each_tick() {
+    let now = Instant::now();
+    let mut state = state();
+    let requests: Vec<RequestId> = (1..=20).map(RequestId).collect();
+    for request in &requests {
+        let mut decode = Decode { placement: only_on(SESSION), ..decode(now, 6, 5, None) };
+        // The request with the highest number is the oldest.
+        decode.generate.request = *request;
+        state.on_decode(now - Duration::from_millis(request.0), decode);
+        let sequence = SequenceId::Own(*request);
+        state.on_reserved(now, PagesReserved { sequence, ..landing(&[8]) });
+        state.on_prefill_failed(PrefillFailed { request: *request, ..busy(SESSION) });
+        state.on_placed_again(PlacedAgain { request: *request, placement: None });
+    }
+    let asked = |effects: Vec<Effect>| -> Vec<u64> {
+        let ask = |effect: Effect| match effect {
+            Effect::Proxy(ToProxy::PlaceAgain(again)) => Some(again.generate.request.0),
+            _ => None,
+        };
+        effects.into_iter().filter_map(ask).collect()
+    };
+    let rounds: Vec<Vec<u64>> = (0..4).map(|_| asked(state.on_tick(now))).collect();
+    let oldest_first: Vec<u64> = (1..=20).rev().collect();
+    assert_eq!(rounds[..3].concat(), oldest_first);
+    assert!(rounds.iter().all(|round| round.len() <= 8) && rounds[3].is_empty(), "{rounds:?}");
 }

@@ -93,6 +93,31 @@ fn a_closed_session_waits_for_proof_if_peers_write_without_our_worker() {
     check(PeerLinkState::on_shutdown, false);
 }
 
+/// A session whose transports its sender has named, in a process whose configuration allows lanes that need proof.
+#[test]
+fn a_closed_session_needs_no_further_proof_if_its_lane_ends_with_our_worker() {
+    let check = |lane: Option<&str>, proves: bool| {
+        let mut state = state(false);
+        let begun = up(&mut state, A, 1);
+        if let Some(lane) = lane {
+            begun.receives(&mut state, Frame::LinkProbed { lane: lane.into(), bytes: 1000, micros: 10 });
+        }
+        assert_eq!(
+            state.on_end(begun.session, "eof".into()),
+            begun.ended("eof", false),
+            "no proof before it is closed"
+        );
+        let expect = if proves { vec![begun.drained()] } else { vec![] };
+        assert_eq!(state.on_closed(begun.session, true), expect, "{lane:?}");
+    };
+    check(Some("rc_mlx5/mlx5_0:1,tcp/eth0"), true);
+    check(Some("tcp/eth0"), true);
+    check(Some("cuda_ipc/cuda,tcp/lo"), false);
+    check(Some("cma/memory,posix/memory,tcp/lo"), false);
+    check(Some("unknown"), false);
+    check(None, false);
+}
+
 /// A virtual machine may be cloned together with a sender in it. The end of the process on this host is no proof for the sessions
 /// of the clone.
 #[test]
