@@ -66,8 +66,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant(
         "fleet: retry on a node that has failed",
         "actors/src/fleet/requests.rs",
-        "request.tried.iter().copied().chain(short)",
-        "request.tried.iter().copied().filter(|_| false).chain(short)",
+        "            not_on: &request.tried,\n",
+        "            not_on: &request.tried[..0],\n",
     ),
     mutant(
         "fleet: count the pages of a request that has ended",
