@@ -433,6 +433,18 @@ fn the_refusal_says_how_the_nodes_failed() {
 }
 
 #[test]
+fn a_request_whose_answer_has_begun_gets_no_other_node() {
+    for failure in [Failure::Broke, Failure::Busy, Failure::Unreachable] {
+        let (mut fleet, _) = Fleet::new();
+        let asked = prompt(1, 50);
+        let ticket = fleet.place(&asked);
+        fleet.state.answered(fleet.now, ticket.id);
+        let next = fleet.state.failed(fleet.now, ticket.id, failure, &ask(&asked));
+        assert!(next.is_err(), "{failure:?}");
+    }
+}
+
+#[test]
 fn at_most_a_tenth_of_the_live_requests_is_in_a_retry() {
     let asked = prompt(1, 50);
     // The number of requests that get another node if all `failing` ones fail, beside `others` live ones.

@@ -160,7 +160,7 @@ impl Plan {
             };
             let size = nodes as u64;
             add(&OF_NODES, 4 + size / 2);
-            add(&OF_OTHERS, 4 + 2 * proxies as u64);
+            add(&OF_OTHERS, 4 + 2 * proxies as u64 + size / 50);
             rolling = dice.one_in(3).then(|| (FAULTS / 2) / size);
         }
         faults.sort_by_key(|(at, _)| *at);

@@ -136,7 +136,7 @@ impl World {
         let changes = self.proxies[proxy].view.on(event);
         let resyncs = changes.iter().filter(|change| matches!(change, Change::Resync(_))).count();
         self.report.resyncs += resyncs as u64;
-        if changes.iter().any(|change| !matches!(change, Change::Skipped(_))) {
+        if changes.iter().any(|change| !matches!(change, Change::Skipped(..))) {
             self.publish(proxy);
         }
         let ppm = self.proxies[proxy].ppm;
