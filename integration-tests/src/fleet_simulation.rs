@@ -8,7 +8,7 @@
 //!
 //! Each history checks these rules:
 //!
-//! - Each request ends once. It ends at the latest 5 s after its deadline, and pauses of its proxy later.
+//! - Each request ends once. It ends at the latest 10 s after its deadline, and pauses of its proxy later.
 //! - A request gets no further node after its first byte, and no node twice.
 //! - At most a tenth of a proxy's live requests, or 3, are in a retry after a busy node or a broken connection.
 //! - A node gets new requests only if its last report is at most 1.2 s old and says that it accepts requests. Pauses of the proxy do not count.

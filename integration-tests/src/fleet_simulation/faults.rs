@@ -8,6 +8,9 @@ use super::plan::{Fault, MILLI, SECOND};
 use super::proxy::Proxy;
 use super::world::{Event, Leg, Process, World, address};
 
+/// The time after which the proxy's operating system ends a connection that is not answered.
+const UNANSWERED: u64 = 9 * SECOND;
+
 impl Fault {
     fn name(self) -> &'static str {
         match self {
@@ -127,10 +130,9 @@ impl World {
         for (request, job) in jobs {
             let leg = Leg { request, attempt: job.attempt };
             let Some(request) = self.current(leg) else { continue };
-            // A proxy that does not reach the node learns nothing.
-            if !self.are_parted(request.proxy, place) {
-                self.after(MILLI, Event::Failed(leg, Failure::Broke));
-            }
+            // A proxy that does not reach the node learns of it from the connection's probes.
+            let after = if self.are_parted(request.proxy, place) { UNANSWERED } else { MILLI };
+            self.after(after, Event::Failed(leg, Failure::Broke));
         }
         let starts = self.until(200 * MILLI, 8 * SECOND).max(self.now + MILLI);
         self.at(starts, Event::Start(place));

@@ -141,7 +141,7 @@ impl Node {
     }
 
     pub(super) fn queue_max(&self) -> usize {
-        2 * self.rows_max as usize + 4
+        8 * self.rows_max as usize + 64
     }
 
     /// When this node has computed a prompt of a conversation. From then on it keeps it.

@@ -10,8 +10,8 @@ use super::world::{Event, Leg, World};
 
 /// The longest time to a first byte if nothing is broken.
 const WAIT_MAX: u64 = 5 * SECOND;
-/// A request ends so long after its deadline at the latest: its node may be silent for 3 s before its connections are cut.
-const OVERTIME: u64 = 5 * SECOND;
+/// A request ends so long after its deadline at the latest: a connection whose other end is gone may stay for 10 s.
+const OVERTIME: u64 = 10 * SECOND;
 const ATTEMPTS: usize = 3;
 
 /// A request that has not ended.

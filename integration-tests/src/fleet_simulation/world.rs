@@ -215,7 +215,7 @@ impl World {
         if self.plan.rolling.is_some() {
             self.after(BEGIN + SECOND, Event::Roll(0));
         }
-        self.after(self.plan.ends + DEADLINE + 8 * SECOND, Event::Judge);
+        self.after(self.plan.ends + DEADLINE + 12 * SECOND, Event::Judge);
         while let Some(Reverse(Due(at, _, event))) = self.queue.pop() {
             self.now = at;
             self.report.events += 1;
