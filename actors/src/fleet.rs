@@ -5,8 +5,8 @@
 //!
 //! **Age of a report.** A node whose last report is older than [`UNKNOWN_AFTER`] gets no new requests. After [`LOST_AFTER`] the proxy cuts all
 //! connections to it. A node that reports again is used at once, unless its connections broke. What the router knows of its prefixes stays, unless
-//! the process is another one. If the proxy itself has not run for a while, as on a machine that pauses, this time does not count: the nodes'
-//! answers are not read yet.
+//! the process is another one. Ages are in the time for which the proxy has run: a pause, as of a machine that is stopped for a while,
+//! counts as one tick, because the nodes' answers are not read yet.
 //!
 //! **Own placements.** A report contains a placed request if it was asked for at least 50 ms after the placement. Until a report contains it, the
 //! rows and pages of its answer are added to the report of the decoding node, and its prompt to that of the prefilling node. A prompt whose
@@ -18,6 +18,8 @@
 //! **Models.** The first report of a model name sets its weights. Nodes with other weights are left out while a node with those weights reports.
 
 mod breaker;
+mod counts;
+mod members;
 mod requests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -32,6 +34,7 @@ use crate::routing::{Joining, LocalPrefill, Routing, RoutingConfig};
 use breaker::Breaker;
 use requests::FleetRequest;
 
+pub use counts::FleetCounts;
 pub use requests::{Failure, FleetAsk, FleetRefusal, FleetTicket};
 
 /// After this time without a report, a node gets no new requests.
@@ -39,6 +42,9 @@ pub const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// After this time without a report, connections to a node are cut.
 pub const LOST_AFTER: Duration = Duration::from_secs(3);
+
+/// Maximum time that counts between two ticks. Normally they are 100 ms apart.
+const TICK_MAX: Duration = Duration::from_millis(200);
 
 /// Maximum time in which a placed request normally reaches its prefiller.
 const DELIVERY: Duration = Duration::from_millis(50);
@@ -96,7 +102,13 @@ impl NodeView {
 
 #[derive(Debug, Default)]
 struct FleetNode {
-    /// The last report, and when it came.
+    /// The HTTP address at which the proxy asks it.
+    address: Arc<str>,
+    /// The membership names it.
+    is_named: bool,
+    /// When it reported last, or the first tick, in the same time. Before that tick it has not been asked.
+    heard: Option<Instant>,
+    /// The last report, and when it came, in the time for which the proxy has run.
     last: Option<(NodeView, Instant)>,
     /// Its connections were cut since the last report.
     is_cut: bool,
@@ -144,6 +156,8 @@ pub struct FleetState {
     retrying: usize,
     /// The last tick.
     ticked: Option<Instant>,
+    /// The total time of the proxy's pauses.
+    paused: Duration,
 }
 
 impl FleetState {
@@ -162,26 +176,19 @@ impl FleetState {
             next_ticket: 0,
             retrying: 0,
             ticked: None,
+            paused: Duration::ZERO,
         }
     }
 
-    /// A node is a member of the fleet. It gets requests once it has reported.
-    pub fn joined(&mut self) -> NodeId {
-        let id = NodeId(self.next_node);
-        self.next_node += 1;
-        self.nodes.insert(id, FleetNode::default());
-        id
-    }
-
-    /// The node has left the fleet. Its requests continue.
-    pub fn left(&mut self, id: NodeId) {
-        if let Some(FleetNode { last: Some((report, _)), .. }) = self.nodes.remove(&id) {
-            self.forget(id, &report);
-        }
+    /// The time for which the proxy has run. From one tick to the next one it advances by at most [`TICK_MAX`].
+    fn ran(&self, now: Instant) -> Instant {
+        let now = self.ticked.map_or(now, |ticked| now.min(ticked + TICK_MAX));
+        now.checked_sub(self.paused).unwrap_or(now)
     }
 
     /// The number of nodes that decode and whose last report is fresh and says that they accept requests.
     pub fn ready(&self, now: Instant) -> usize {
+        let now = self.ran(now);
         let is_ready = |node: &&FleetNode| {
             node.last.as_ref().is_some_and(|(report, at)| {
                 report.accepts
@@ -233,6 +240,7 @@ impl FleetState {
         asked: Instant,
         report: NodeView,
     ) -> Result<(), String> {
+        let ran = self.ran(now);
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let before = node.last.as_ref().map(|(before, _)| before);
         let is_same = before.is_some_and(|before| before.is_same_process(&report));
@@ -246,7 +254,7 @@ impl FleetState {
         } else if old_address != report.address {
             self.forget_address(id, old_address);
         }
-        self.outdate(now, id, &report);
+        self.outdate(ran, id, &report);
         let model = self.models.entry(report.model.clone()).or_insert_with(|| FleetModel {
             fingerprint: report.fingerprint.clone(),
             page_tokens: report.page_tokens,
@@ -275,7 +283,7 @@ impl FleetState {
         if let Some(address) = report.address {
             let is_live = |other: &NodeId| {
                 let last = self.nodes.get(other).and_then(|node| node.last.as_ref());
-                last.is_some_and(|(_, at)| now.saturating_duration_since(*at) < LOST_AFTER)
+                last.is_some_and(|(_, at)| ran.saturating_duration_since(*at) < LOST_AFTER)
             };
             if !self.by_address.get(&address).is_some_and(is_live)
                 && self.by_address.insert(address, id) != Some(id)
@@ -293,7 +301,7 @@ impl FleetState {
         let load = report.load;
         let is_smaller = |(before, _): &(NodeView, Instant)| before.context_tokens > report.context_tokens;
         let has_shrunk = node.last.as_ref().is_some_and(is_smaller);
-        (node.last, node.is_cut) = (Some((report, now)), false);
+        (node.last, node.heard, node.is_cut) = (Some((report, ran)), Some(ran), false);
         let mut contained = Vec::new();
         while let Some((_, ticket)) = node.unreported.pop_front_if(|(placed, _)| *placed + DELIVERY <= asked)
         {
@@ -315,17 +323,17 @@ impl FleetState {
 
     /// Time has passed: normally 100 ms. Returns the nodes whose connections are to be cut.
     pub fn on_tick(&mut self, now: Instant) -> Vec<NodeId> {
-        let pause = self.ticked.replace(now).map(|before| now.saturating_duration_since(before));
-        if let Some(pause) = pause.filter(|pause| *pause >= UNKNOWN_AFTER) {
-            let reports = self.nodes.values_mut().filter_map(|node| node.last.as_mut());
-            reports.for_each(|(_, at)| *at = now.min(*at + pause));
+        if let Some(before) = self.ticked.replace(now) {
+            self.paused += now.saturating_duration_since(before).saturating_sub(TICK_MAX);
         }
+        let ran = self.ran(now);
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let mut cut = Vec::new();
         for id in ids {
             self.update_accepts(now, id);
             let Some(node) = self.nodes.get_mut(&id) else { continue };
-            let age = node.last.as_ref().map(|(_, at)| now.saturating_duration_since(*at));
+            node.heard.get_or_insert(ran);
+            let age = node.last.as_ref().map(|(_, at)| ran.saturating_duration_since(*at));
             if age.is_some_and(|age| age >= LOST_AFTER) && !std::mem::replace(&mut node.is_cut, true) {
                 cut.push(id);
             }
@@ -337,8 +345,8 @@ impl FleetState {
     /// Finds the largest context of each model among the nodes that were not lost at the last tick.
     fn update_contexts(&mut self) {
         self.models.values_mut().for_each(|model| model.context_tokens = None);
-        let is_lost =
-            |at: Instant| self.ticked.is_some_and(|now| now.saturating_duration_since(at) >= LOST_AFTER);
+        let ran = self.ticked.map(|at| self.ran(at));
+        let is_lost = |at: Instant| ran.is_some_and(|ran| ran.saturating_duration_since(at) >= LOST_AFTER);
         for (view, at) in self.nodes.values().filter_map(|node| node.last.as_ref()) {
             if let Some(model) = self.models.get_mut(&view.model).filter(|_| !is_lost(*at)) {
                 model.context_tokens = model.context_tokens.max(Some(view.context_tokens));
@@ -355,7 +363,7 @@ impl FleetState {
     fn update_accepts(&mut self, now: Instant, id: NodeId) {
         let Some(node) = self.nodes.get(&id) else { return };
         let Some((view, at)) = &node.last else { return };
-        let is_fresh = now.saturating_duration_since(*at) < UNKNOWN_AFTER;
+        let is_fresh = self.ran(now).saturating_duration_since(*at) < UNKNOWN_AFTER;
         let accepts = view.accepts && is_fresh && node.breaker.admits(now);
         if let Some(model) = self.models.get_mut(&view.model) {
             model.routing.accepts(id, accepts);
@@ -376,10 +384,10 @@ impl FleetState {
     }
 
     /// Forgets the weights of a model that only lost nodes have, if this node reports others under the same name.
-    fn outdate(&mut self, now: Instant, id: NodeId, report: &NodeView) {
+    fn outdate(&mut self, ran: Instant, id: NodeId, report: &NodeView) {
         let is_live = |(other, node): (&NodeId, &FleetNode)| {
             node.last.as_ref().is_some_and(|(view, at)| {
-                *other != id && view.model == report.model && now.saturating_duration_since(*at) < LOST_AFTER
+                *other != id && view.model == report.model && ran.saturating_duration_since(*at) < LOST_AFTER
             })
         };
         let is_other =

@@ -349,6 +349,14 @@ impl<M: Copy + Ord> Routing<M> {
         self.members().map(|(_, member)| member.waiting).sum()
     }
 
+    /// Pages and expected thousandths of rows of the requests that were placed to decode and have not ended.
+    pub fn placed(&self) -> (u64, u64) {
+        let each = self
+            .members()
+            .map(|(_, member)| (u64::from(member.placed.pages), u64::from(member.placed.millirows)));
+        each.fold((0, 0), |(pages, millirows), (more, rows)| (pages + more, millirows + rows))
+    }
+
     /// Bytes of the prefix index.
     pub fn index_bytes(&self) -> u64 {
         self.index.bytes()

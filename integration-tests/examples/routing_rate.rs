@@ -137,7 +137,8 @@ struct Fleet {
 impl Fleet {
     fn new(nodes: usize) -> Self {
         let mut state = FleetState::new(INDEX_BYTES, Duration::from_secs(1), 0);
-        let ids = (0..nodes).map(|_| state.joined()).collect();
+        let addresses = (0..nodes).map(|node| format!("{node:04}").into());
+        let ids = state.named(addresses).into_iter().map(|(id, _)| id).collect();
         let (live, events) = (vec![0; nodes], BTreeMap::new());
         let mut fleet = Self { state, start: Instant::now(), ids, live, events, scheduled: 0 };
         // A node is known by its address after its first report.

@@ -1,5 +1,5 @@
 //! The parts that the tests and programs of this crate share: real `runtime` processes and a client for them, and the simulation of whole
-//! histories of such processes in virtual time ([`simulation`]).
+//! histories in virtual time: of such processes ([`simulation`]), and of fleets ([`fleet_simulation`]).
 //!
 //! Tests bind every port as 0 and read the address back. Every wait has a deadline. A process ends with the test that started it.
 #![forbid(unsafe_code)]
@@ -7,6 +7,7 @@
 pub mod client;
 pub mod deadline;
 pub mod fixtures;
+pub mod fleet_simulation;
 pub mod folders;
 mod gguf;
 pub mod kills;

@@ -27,7 +27,7 @@
 mod announcements;
 mod client;
 mod credits;
-mod dice;
+pub(crate) mod dice;
 mod engine;
 mod faults;
 mod grammars;

@@ -1,6 +1,7 @@
 //! A few hundred simulated histories, before the longer run of `cargo xtask sim`.
 
 use actors::routing::LocalPrefill;
+use integration_tests::fleet_simulation as fleet;
 use integration_tests::simulation::{NodePlan, Plan, Violation, history};
 
 #[test]
@@ -59,4 +60,35 @@ fn one_history_in_fifty_is_a_ring_whose_nodes_may_not_prefill_their_own_prompts(
         assert!(found * 50 >= HISTORIES, "{found} of {HISTORIES} histories are such rings of {count} nodes");
         assert!(calm > 0, "no such ring of {count} nodes is free of faults");
     }
+}
+
+#[test]
+fn a_seed_repeats_its_history_of_a_fleet() -> Result<(), fleet::Violation> {
+    let shape = fleet::Shape::default();
+    for seed in 0..5 {
+        assert_eq!(fleet::history(seed, &shape, false)?, fleet::history(seed, &shape, false)?, "seed {seed}");
+    }
+    Ok(())
+}
+
+#[test]
+fn histories_of_fleets_reach_every_fault_and_outcome() -> Result<(), fleet::Violation> {
+    let mut total = fleet::Report::default();
+    for seed in 0..50 {
+        total.add(&fleet::history(seed, &fleet::Shape::default(), false)?);
+    }
+    assert_eq!(total.faults.len(), 22, "not every kind of fault occurs: {:?}", total.faults);
+    assert_eq!(total.ends.len(), 9, "not every kind of end occurs: {:?}", total.ends);
+    let reached = [
+        total.handed_over,
+        total.retries,
+        total.cuts,
+        total.left,
+        total.resyncs,
+        total.leases_lost,
+        total.longest_queue,
+        total.most_retrying,
+    ];
+    assert!(reached.iter().all(|count| *count > 0), "{total}");
+    Ok(())
 }

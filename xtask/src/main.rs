@@ -64,13 +64,13 @@ enum Task {
     /// Run random histories of a receiver and its senders in virtual time for one minute
     ///
     /// Options: --minutes N or --histories N (how many), --seed S (the first seed), --trace SEED (one history, with a trace of
-    /// its events).
+    /// its events), --fleet (histories of proxies, nodes and an etcd), and after it --nodes N, --requests N, --proxies N.
     Sim {
         /// Options of the simulator
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// Break the rules of the hand-over one by one in a copy of the tree, and show after how many histories the simulator
+    /// Break the rules of the hand-over and of a fleet one by one in a copy of the tree, and show after how many histories the simulator
     /// detects each
     Mutants {
         /// Only rules whose names contain one of these words

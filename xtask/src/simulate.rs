@@ -9,9 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::place;
 
+mod fleet;
+
 const BUILD: [&str; 5] = ["build", "--locked", "-p", "integration-tests", "--bin=sim"];
-/// The first seed, and the number of histories (simulated runs) per mutant.
-const MUTANT_SEEDS: (u64, u64) = (1, 20_000);
+/// The arguments of the simulator for a mutant: the first seed and the number of histories (simulated runs).
+const HISTORIES: &[&str] = &["--seed", "1", "--histories", "20000"];
 
 /// A change at one place of the source that breaks one rule.
 struct Mutant {
@@ -20,10 +22,16 @@ struct Mutant {
     /// Occurs in the file exactly once.
     from: &'static str,
     to: &'static str,
+    /// The arguments of the simulator.
+    histories: &'static [&'static str],
 }
 
 const fn mutant(rule: &'static str, file: &'static str, from: &'static str, to: &'static str) -> Mutant {
-    Mutant { rule, file, from, to }
+    Mutant { rule, file, from, to, histories: HISTORIES }
+}
+
+fn all() -> impl Iterator<Item = &'static Mutant> {
+    MUTANTS.iter().chain(fleet::MUTANTS)
 }
 
 const MUTANTS: &[Mutant] = &[
@@ -361,7 +369,7 @@ pub(crate) fn mutants(named: &[String]) -> Result<()> {
     println!("{:<68} {:>17} {:>8}", "broken rule", "passed histories", "seconds");
     let mut undetected = Vec::new();
     let wanted = |mutant: &&Mutant| named.is_empty() || named.iter().any(|part| mutant.rule.contains(part));
-    for mutant in MUTANTS.iter().filter(wanted) {
+    for mutant in all().filter(wanted) {
         copy_tree(&tree)?;
         let path = tree.join(mutant.file);
         let text = fs::read_to_string(&path).with_context(|| mutant.file.to_owned())?;
@@ -378,9 +386,8 @@ pub(crate) fn mutants(named: &[String]) -> Result<()> {
         let errors = String::from_utf8_lossy(&built.stderr).into_owned();
         ensure!(built.status.success(), "mutant {:?} does not build:\n{errors}", mutant.rule);
         let began = Instant::now();
-        let (seed, histories) = MUTANT_SEEDS;
         let output = Command::new(target.join("debug/sim"))
-            .args(["--seed", &seed.to_string(), "--histories", &histories.to_string()])
+            .args(mutant.histories)
             .output()
             .context("cannot start the simulator")?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -464,7 +471,7 @@ mod tests {
 
     #[test]
     fn every_mutant_finds_its_place() {
-        for mutant in MUTANTS {
+        for mutant in all() {
             let text = fs::read_to_string(place::root().join(mutant.file)).unwrap();
             let changed = broken(&text, mutant).unwrap();
             assert_ne!(changed, text, "{}", mutant.rule);

@@ -65,6 +65,22 @@ fn steps(nextest: bool) -> Vec<Step> {
                 "1",
             ],
         ),
+        Step::new(
+            "histories of fleets",
+            &[
+                "run",
+                "--quiet",
+                "--locked",
+                "-p",
+                "integration-tests",
+                "--bin",
+                "sim",
+                "--",
+                "--fleet",
+                "--minutes",
+                "0.5",
+            ],
+        ),
     ];
     if nextest {
         // nextest does not run the examples in the documentation.

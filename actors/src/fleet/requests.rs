@@ -111,6 +111,8 @@ pub(super) struct FleetRequest {
     is_lost: bool,
     /// It has a place in the retry budget.
     is_retry: bool,
+    /// The first byte of an answer has come. From then on it stays with its node.
+    is_answered: bool,
 }
 
 #[derive(Debug)]
@@ -154,8 +156,14 @@ impl FleetState {
         let model = Arc::clone(name);
         let id = TicketId(self.next_ticket);
         self.next_ticket += 1;
-        let request =
-            FleetRequest { model, placement: None, tried: Vec::new(), is_lost: false, is_retry: false };
+        let request = FleetRequest {
+            model,
+            placement: None,
+            tried: Vec::new(),
+            is_lost: false,
+            is_retry: false,
+            is_answered: false,
+        };
         self.requests.insert(id, request);
         let placed = self.assign(now, id, ask);
         if placed.is_err() {
@@ -164,7 +172,7 @@ impl FleetState {
         placed
     }
 
-    /// The node of a request has failed before the first byte of an answer. Returns the node that gets the request next. `ask` is that of
+    /// The node of a request has failed. Returns the node that gets the request next; there is none if an answer has begun. `ask` is that of
     /// [`place`](Self::place).
     ///
     /// # Errors
@@ -195,7 +203,7 @@ impl FleetState {
         };
         let cost_nothing = matches!(failure, Failure::Unreachable | Failure::Draining);
         let needs_place = !cost_nothing && !request.is_retry;
-        if nodes >= ATTEMPTS || (needs_place && !may_begin) {
+        if nodes >= ATTEMPTS || request.is_answered || (needs_place && !may_begin) {
             return Err(refusal);
         }
         let placed = self.assign(now, ticket, ask).map_err(|_| refusal)?;
@@ -246,6 +254,9 @@ impl FleetState {
         self.judge(now, ticket, |breaker, placed| breaker.began(placed));
         self.uncount(now, ticket, outcome);
         self.leave_budget(ticket);
+        if let Some(request) = self.requests.get_mut(&ticket) {
+            request.is_answered = true;
+        }
         // The prefiller has done its part, so another request may probe it.
         let placement = self.requests.get(&ticket).and_then(|request| request.placement.as_ref());
         if let Some((node, placed)) = placement.map(|placement| (placement.prefill_on, placement.placed)) {
@@ -281,7 +292,7 @@ impl FleetState {
         ticket: TicketId,
         ask: &FleetAsk<'_>,
     ) -> Result<FleetTicket, FleetRefusal> {
-        let request = self.requests.get(&ticket).ok_or(FleetRefusal::NoNode)?;
+        let (request, ran) = (self.requests.get(&ticket).ok_or(FleetRefusal::NoNode)?, self.ran(now));
         let name = request.model.clone();
         let context = self.context_tokens(Some(&name)).unwrap_or(0);
         let prompt = u32::try_from(ask.prompt.len()).unwrap_or(u32::MAX);
@@ -304,7 +315,7 @@ impl FleetState {
             // A node that pauses is better than none.
             for (id, node) in self.nodes.iter().filter(|(_, node)| node.breaker.is_tripped()) {
                 let is_live = |(view, at): &(NodeView, Instant)| {
-                    view.model == name && view.accepts && now.saturating_duration_since(*at) < UNKNOWN_AFTER
+                    view.model == name && view.accepts && ran.saturating_duration_since(*at) < UNKNOWN_AFTER
                 };
                 if node.last.as_ref().is_some_and(is_live) {
                     routing.accepts(*id, true);

@@ -55,7 +55,7 @@ impl Fleet {
     fn new() -> (Self, [NodeId; 3]) {
         let mut fleet =
             Self { state: FleetState::new(16 << 20, Duration::from_secs(1), 0), now: Instant::now() };
-        let nodes = [1, 2, 3].map(|_| fleet.state.joined());
+        let nodes = ["1", "2", "3"].map(|address| fleet.state.joined(address.into()));
         for _ in 0..2 {
             nodes.into_iter().zip(1..).for_each(|(node, number)| fleet.report(node, report(number)).unwrap());
         }
@@ -169,15 +169,51 @@ fn requests_go_only_to_nodes_that_report() {
 fn a_pause_of_the_proxy_costs_no_node() {
     let (mut fleet, nodes) = Fleet::new();
     fleet.pass(100);
-    assert_eq!(fleet.tick_after(4000), [], "the nodes' answers are not read yet");
-    assert_eq!(fleet.state.ready(fleet.now), 3);
-    fleet.run(&prompt(1, 100));
-    // Nodes that are silent afterwards are lost.
-    fleet.pass(800);
+    let kept = fleet.place_on(nodes[0]);
+    for pause in [4000, 990] {
+        // The first byte of an answer comes before the first tick after the pause.
+        fleet.now += Duration::from_millis(pause);
+        assert_eq!(fleet.state.ready(fleet.now), 3);
+        fleet.state.answered(fleet.now, kept.id);
+        assert!(fleet.is_used(nodes[0]));
+        assert_eq!(fleet.tick_after(0), [], "the nodes' answers are not read yet");
+        assert_eq!(fleet.state.ready(fleet.now), 3);
+        fleet.run(&prompt(1, 100));
+    }
+    // Each pause counts as 200 ms. Nodes that are silent afterwards are lost.
+    fleet.pass(400);
     assert_eq!(fleet.state.ready(fleet.now), 3);
     fleet.pass(200);
     assert_eq!(fleet.state.ready(fleet.now), 0);
     assert_eq!(fleet.pass(2000), nodes);
+}
+
+#[test]
+fn a_node_that_is_not_named_any_more_stays_while_it_answers() {
+    let (mut fleet, nodes) = Fleet::new();
+    let named = |fleet: &mut Fleet, addresses: &[&str]| {
+        fleet.state.named(addresses.iter().map(|address| Arc::from(*address)))
+    };
+    fleet.pass(100);
+    assert_eq!(named(&mut fleet, &[]), [], "the registry came back empty");
+    for _ in 0..40 {
+        fleet.pass_and_report(100);
+        assert_eq!(fleet.state.gone(fleet.now), []);
+    }
+    assert_eq!(fleet.state.ready(fleet.now), 3);
+    // The nodes' answers are not read yet.
+    fleet.tick_after(4000);
+    assert_eq!(fleet.state.gone(fleet.now), [], "a pause of the proxy costs no node");
+    assert_eq!(fleet.state.ready(fleet.now), 3);
+    let new = named(&mut fleet, &["2", "3", "4"]);
+    assert!(new.len() == 1 && &*new[0].1 == "4", "known nodes do not join again: {new:?}");
+    fleet.pass(2700);
+    assert_eq!(fleet.state.gone(fleet.now), []);
+    assert_eq!(named(&mut fleet, &["2"]), []);
+    fleet.pass(900);
+    fleet.report(nodes[2], report(3)).unwrap();
+    assert_eq!(fleet.state.gone(fleet.now), [nodes[0], new[0].0], "silent and not named");
+    assert_eq!(fleet.state.gone(fleet.now), []);
 }
 
 #[test]
@@ -248,7 +284,7 @@ fn lone_receiver(number: u64) -> NodeView {
 #[test]
 fn a_receiver_without_senders_prefills_itself() {
     let mut fleet = Fleet { state: FleetState::new(0, Duration::from_secs(1), 0), now: Instant::now() };
-    let node = fleet.state.joined();
+    let node = fleet.state.joined("1".into());
     fleet.report(node, lone_receiver(1)).unwrap();
     assert_eq!(fleet.run(&prompt(1, 100)), (None, node));
 }
@@ -357,6 +393,18 @@ fn the_refusal_says_how_the_nodes_failed() {
     check(3, &[Broke, Busy, Busy], (3, FleetRefusal::Lost { nodes: 3 }));
     check(3, &[Busy, Late], (2, FleetRefusal::Late));
     check(1, &[Broke], (1, FleetRefusal::Lost { nodes: 1 }));
+}
+
+#[test]
+fn a_request_whose_answer_has_begun_gets_no_other_node() {
+    for failure in [Failure::Broke, Failure::Busy, Failure::Unreachable] {
+        let (mut fleet, _) = Fleet::new();
+        let asked = prompt(1, 50);
+        let ticket = fleet.place(&asked);
+        fleet.state.answered(fleet.now, ticket.id);
+        let next = fleet.state.failed(fleet.now, ticket.id, failure, &ask(&asked));
+        assert!(next.is_err(), "{failure:?}");
+    }
 }
 
 #[test]

@@ -4,10 +4,10 @@ use common::splitmix::SplitMix64;
 
 /// The only source of randomness of a history.
 #[derive(Clone, Debug)]
-pub(super) struct Dice(SplitMix64);
+pub(crate) struct Dice(SplitMix64);
 
 impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(SplitMix64::new(seed))
     }
 
@@ -16,22 +16,22 @@ impl Dice {
     }
 
     /// A number in `low..=high`.
-    pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
+    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.roll() % (high - low + 1)
     }
 
     /// One of these, of which there is at least one.
-    pub(super) fn one_of<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+    pub(crate) fn one_of<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.between(0, from.len() as u64 - 1) as usize]
     }
 
     /// True with probability 1 / `n`.
-    pub(super) fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.roll().is_multiple_of(n)
     }
 
     /// Microseconds of a wait: at most `usual` in most cases, and up to `longest` in a few.
-    pub(super) fn wait(&mut self, usual: u64, longest: u64) -> u64 {
+    pub(crate) fn wait(&mut self, usual: u64, longest: u64) -> u64 {
         if self.one_in(40) { self.between(usual, longest.max(usual)) } else { self.between(1, usual) }
     }
 }

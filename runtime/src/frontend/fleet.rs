@@ -13,6 +13,7 @@ mod client;
 mod forward;
 mod poll;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::AtomicBool;
@@ -44,22 +45,22 @@ pub use poll::{poll, set_nodes};
 struct FleetMember {
     id: NodeId,
     /// Its HTTP port, `host:port`.
-    address: String,
+    address: Arc<str>,
     /// Changes when all connections to the node are to be cut.
     cut: watch::Sender<u64>,
     /// The last warning about a request.
     warned: Mutex<Option<Instant>>,
-    /// The fleet's membership does not name it any more. It stays for as long as it answers.
-    has_left: AtomicBool,
+    /// It has left the fleet, and is asked no more.
+    is_gone: AtomicBool,
 }
 
 /// Minimum time between two warnings about requests of the same node. When a node dies, all its requests fail.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 impl FleetMember {
-    fn new(id: NodeId, address: String) -> Self {
-        let has_left = AtomicBool::new(false);
-        Self { id, address, cut: watch::Sender::new(0), warned: Mutex::new(None), has_left }
+    fn new(id: NodeId, address: Arc<str>) -> Self {
+        let is_gone = AtomicBool::new(false);
+        Self { id, address, cut: watch::Sender::new(0), warned: Mutex::new(None), is_gone }
     }
 
     /// Warns about a request, unless it did so a moment ago.
@@ -67,7 +68,7 @@ impl FleetMember {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
             *warned = Some(Instant::now());
-            tracing::warn!(node = self.address, request, "{what}: {error}");
+            tracing::warn!(node = &*self.address, request, "{what}: {error}");
         }
     }
 }
@@ -75,8 +76,7 @@ impl FleetMember {
 /// The proxy of a fleet.
 pub struct FleetProxy {
     state: Mutex<FleetState>,
-    /// By their ids, which increase.
-    members: Mutex<Vec<Arc<FleetMember>>>,
+    members: Mutex<BTreeMap<NodeId, Arc<FleetMember>>>,
     model: Arc<ServedModel>,
     memory: InputMemory,
     limits: Limits,
@@ -143,8 +143,8 @@ impl FleetProxy {
             ttft_target,
         } = settings;
         let mut state = FleetState::new(index_bytes, ttft_target, random_word());
-        let member = |address| Arc::new(FleetMember::new(state.joined(), address));
-        let members = nodes.into_iter().map(member).collect();
+        let nodes = state.named(nodes.into_iter().map(Arc::from)).into_iter();
+        let members = nodes.map(|(id, address)| (id, Arc::new(FleetMember::new(id, address)))).collect();
         Self {
             state: Mutex::new(state),
             members: Mutex::new(members),
@@ -166,14 +166,12 @@ impl FleetProxy {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn members(&self) -> MutexGuard<'_, Vec<Arc<FleetMember>>> {
+    fn members(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<FleetMember>>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn member(&self, id: NodeId) -> Option<Arc<FleetMember>> {
-        let members = self.members();
-        let place = members.binary_search_by_key(&id, |member| member.id).ok()?;
-        members.get(place).cloned()
+        self.members().get(&id).cloned()
     }
 
     /// Serves clients on a port. The returned server runs while it is awaited or spawned inside an actix `System`.

@@ -73,7 +73,7 @@ fn a_larger_context_does_not_count_once_its_node_has_left_or_reports_a_smaller_o
 fn prompts_are_not_hashed_for_a_state_without_an_index() {
     for (index_bytes, expect) in [(0, None), (1 << 20, Some(PAGE))] {
         let mut state = FleetState::new(index_bytes, Duration::from_secs(1), 0);
-        let (node, now) = (state.joined(), Instant::now());
+        let (node, now) = (state.joined("1".into()), Instant::now());
         state.reported(now, node, now, report(1)).unwrap();
         assert_eq!(state.page_tokens(Some("m")), expect);
         assert!(state.place(now, &ask(&prompt(1, 100))).is_ok());

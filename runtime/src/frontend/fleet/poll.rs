@@ -1,13 +1,12 @@
 //! Asks every node of the fleet for its report.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use actix_web::rt;
-use actors::fleet::{LOST_AFTER, NodeView, UNKNOWN_AFTER};
+use actors::fleet::{NodeView, UNKNOWN_AFTER};
 use actors::messages::LoadReport;
 use connector::frame::Capabilities;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -26,50 +25,41 @@ const REPORT_BYTES_MAX: usize = 256 << 10;
 
 /// Asks all nodes every 100 ms, and tells the proxy's state what they answer, until the actix `System` of the caller ends.
 pub fn poll(proxy: Arc<FleetProxy>) {
-    for member in proxy.members().iter() {
+    for member in proxy.members().values() {
         rt::spawn(ask_regularly(Arc::clone(&proxy), Arc::clone(member)));
     }
     rt::spawn(async move {
         let mut ticks = every(ASK_EVERY);
         loop {
             ticks.tick().await;
-            let lost = proxy.state().on_tick(Instant::now());
+            let now = Instant::now();
+            let (lost, gone) = {
+                let mut state = proxy.state();
+                (state.on_tick(now), state.gone(now))
+            };
             for member in lost.into_iter().filter_map(|id| proxy.member(id)) {
                 tracing::warn!(
-                    node = member.address,
+                    node = &*member.address,
                     "node gave no valid report for 3 s; connections to it are cut"
                 );
                 member.cut.send_modify(|cuts| *cuts += 1);
+            }
+            for member in gone.iter().filter_map(|id| proxy.members().remove(id)) {
+                member.is_gone.store(true, Ordering::Relaxed);
+                tracing::info!(node = &*member.address, "node has left the fleet and does not answer");
             }
         }
     });
 }
 
-/// These are the nodes that the fleet's membership names. New ones are asked from now on. The others stay until they do not answer for 3 s.
+/// The fleet's membership names these nodes. New ones are asked from now on. The others stay until they do not answer for 3 s.
 pub fn set_nodes(proxy: &Arc<FleetProxy>, addresses: Vec<String>) {
-    let mut new: BTreeSet<String> = addresses.into_iter().collect();
-    let mut members = proxy.members();
-    for member in members.iter() {
-        let is_named = new.remove(&member.address);
-        member.has_left.store(!is_named, Ordering::Relaxed);
-    }
-    for address in new {
-        let member = Arc::new(FleetMember::new(proxy.state().joined(), address));
+    let new = proxy.state().named(addresses.into_iter().map(Arc::from));
+    for (id, address) in new {
+        let member = Arc::new(FleetMember::new(id, address));
         rt::spawn(ask_regularly(Arc::clone(proxy), Arc::clone(&member)));
-        members.push(member);
+        proxy.members().insert(id, member);
     }
-}
-
-/// Removes a node that has left the fleet. Returns false if the membership names it again.
-fn remove(proxy: &FleetProxy, member: &FleetMember) -> bool {
-    let mut members = proxy.members();
-    if !member.has_left.load(Ordering::Relaxed) {
-        return false;
-    }
-    members.retain(|other| other.id != member.id);
-    proxy.state().left(member.id);
-    tracing::info!(node = member.address, "node has left the fleet and does not answer");
-    true
 }
 
 fn every(period: Duration) -> tokio::time::Interval {
@@ -78,31 +68,27 @@ fn every(period: Duration) -> tokio::time::Interval {
     ticks
 }
 
-/// Asks one node, until it has left the fleet and does not answer. A line is logged when it begins to answer, and when it begins to fail.
+/// Asks one node until it has left the fleet. A line is logged when it begins to answer, and when it begins to fail.
 async fn ask_regularly(proxy: Arc<FleetProxy>, member: Arc<FleetMember>) {
-    // The last answer, or the first question.
-    let mut answered = Instant::now();
     // `None`: it has not been asked yet.
     let mut reports: Option<bool> = None;
     let mut ticks = every(ASK_EVERY);
     loop {
         ticks.tick().await;
+        if member.is_gone.load(Ordering::Relaxed) {
+            return;
+        }
         let asked = Instant::now();
         let answer = match ask(&proxy, &member).await {
             Ok(report) => proxy.state().reported(Instant::now(), member.id, asked, report),
             Err(error) => Err(error),
         };
-        if answer.is_ok() {
-            answered = Instant::now();
-        } else if answered.elapsed() >= LOST_AFTER && remove(&proxy, &member) {
-            return;
-        }
         let before = reports.replace(answer.is_ok());
         match answer {
-            Ok(()) if before != Some(true) => tracing::info!(node = member.address, "node reports"),
+            Ok(()) if before != Some(true) => tracing::info!(node = &*member.address, "node reports"),
             Err(error) if before != Some(false) => {
                 let error: String = error.chars().take(LOGGED_CHARACTERS).collect();
-                tracing::warn!(node = member.address, "node is left out: {error}");
+                tracing::warn!(node = &*member.address, "node is left out: {error}");
             }
             _ => {}
         }
