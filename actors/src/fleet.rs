@@ -46,7 +46,7 @@ pub const LOST_AFTER: Duration = Duration::from_secs(3);
 /// Maximum time that counts between two ticks. Normally they are 100 ms apart.
 const TICK_MAX: Duration = Duration::from_millis(200);
 
-/// Maximum time in which a placed request normally reaches its prefiller.
+/// Maximum time in which a placed request normally reaches its nodes.
 const DELIVERY: Duration = Duration::from_millis(50);
 
 /// The number of a node at one proxy.
@@ -106,7 +106,7 @@ struct FleetNode {
     address: Arc<str>,
     /// The membership names it.
     is_named: bool,
-    /// When it reported last, or the first tick, in the same time. Before that tick it has not been asked.
+    /// When it reported last, or the first tick, in the time for which the proxy has run. Before that tick it has not been asked.
     heard: Option<Instant>,
     /// The last report, and when it came, in the time for which the proxy has run.
     last: Option<(NodeView, Instant)>,
@@ -129,6 +129,26 @@ struct FleetModel {
 }
 
 impl FleetModel {
+    /// Whether a node of this model's name has the same weights and pages.
+    ///
+    /// # Errors
+    /// What differs, and how to fix it.
+    fn check(&self, report: &NodeView) -> Result<(), String> {
+        if self.fingerprint != report.fingerprint {
+            return Err(format!(
+                "it serves other weights under the name {:?} than the rest of the fleet; give its model another name",
+                report.model
+            ));
+        }
+        if self.page_tokens != report.page_tokens {
+            return Err(format!(
+                "it has pages of {} tokens, and the rest of the fleet has {}; set engine.page_tokens",
+                report.page_tokens, self.page_tokens
+            ));
+        }
+        Ok(())
+    }
+
     /// A node has reported its context, its pages and its queue.
     fn room_reported(&mut self, id: NodeId, report: &NodeView) {
         self.context_tokens = self.context_tokens.max(Some(report.context_tokens));
@@ -261,18 +281,7 @@ impl FleetState {
             context_tokens: None,
             routing: Routing::new(report.page_tokens, self.config.clone()),
         });
-        if model.fingerprint != report.fingerprint {
-            return Err(format!(
-                "it serves other weights under the name {:?} than the rest of the fleet; give its model another name",
-                report.model
-            ));
-        }
-        if model.page_tokens != report.page_tokens {
-            return Err(format!(
-                "it has pages of {} tokens, and the rest of the fleet has {}; set engine.page_tokens",
-                report.page_tokens, model.page_tokens
-            ));
-        }
+        model.check(&report)?;
         // The node may have reported other weights meanwhile, or those of the fleet may have changed.
         if !is_same || !model.routing.has(id) {
             let (name, capabilities, pool_pages) = (report.name, report.capabilities, report.pool_pages);

@@ -349,12 +349,21 @@ impl<M: Copy + Ord> Routing<M> {
         self.members().map(|(_, member)| member.waiting).sum()
     }
 
-    /// Pages and expected thousandths of rows of the requests that were placed to decode and have not ended.
-    pub fn placed(&self) -> (u64, u64) {
-        let each = self
-            .members()
-            .map(|(_, member)| (u64::from(member.placed.pages), u64::from(member.placed.millirows)));
-        each.fold((0, 0), |(pages, millirows), (more, rows)| (pages + more, millirows + rows))
+    /// Pages and expected thousandths of rows of the requests that were placed to decode and have not ended, and of those of them that are in
+    /// no report yet.
+    pub fn placed(&self) -> [(u64, u64); 2] {
+        let mut sums = [(0, 0); 2];
+        for (_, member) in self.members() {
+            for (sum, share) in sums.iter_mut().zip([member.placed, member.unreported]) {
+                *sum = (sum.0 + u64::from(share.pages), sum.1 + u64::from(share.millirows));
+            }
+        }
+        sums
+    }
+
+    /// The number of members that get requests.
+    pub fn accepting(&self) -> usize {
+        self.members().filter(|(_, member)| member.accepts).count()
     }
 
     /// Bytes of the prefix index.

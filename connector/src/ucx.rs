@@ -3,7 +3,7 @@
 //! It runs on the thread "baton-ucx" (`ucx/thread.rs`). UCX adds a thread that accepts TCP connections. The command queue is bounded:
 //! 1024 commands that are not answered yet, and 64 more for opening, connecting and closing.
 //!
-//! Each session has its own worker, and so its own sockets and queue pairs; [`lane`](crate::transport::lane) says for which lanes its
+//! Each session has its own worker, and so its own sockets and queue pairs; [`lane`] says for which lanes its
 //! destruction proves that no more bytes of the session are written. The destruction blocks the thread, and with it the other sessions, for as
 //! long as UCX needs to close the sockets or queue pairs. It does not wait for the peer.
 

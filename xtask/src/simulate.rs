@@ -1,5 +1,6 @@
 //! `cargo xtask sim` runs the simulator. `cargo xtask mutants` checks that the simulator detects broken rules.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -369,39 +370,45 @@ pub(crate) fn mutants(named: &[String]) -> Result<()> {
     println!("{:<68} {:>17} {:>8}", "broken rule", "passed histories", "seconds");
     let mut undetected = Vec::new();
     let wanted = |mutant: &&Mutant| named.is_empty() || named.iter().any(|part| mutant.rule.contains(part));
+    let build = |rule: &str| -> Result<()> {
+        let mut cargo = place::cargo();
+        cargo.args(BUILD).current_dir(&tree).env("CARGO_TARGET_DIR", &target).stderr(Stdio::piped());
+        let built = cargo.output().context("cannot start cargo")?;
+        let errors = String::from_utf8_lossy(&built.stderr);
+        ensure!(built.status.success(), "{rule:?} does not build:\n{errors}");
+        Ok(())
+    };
+    let simulate = |rule: &str, histories: &[&str]| -> Result<Option<String>> {
+        let began = Instant::now();
+        let mut sim = Command::new(target.join("debug/sim"));
+        let output = sim.args(histories).output().context("cannot start the simulator")?;
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let passed = printed.split(' ').next().unwrap_or_default();
+        println!("{rule:<68} {passed:>17} {:>8.1}", began.elapsed().as_secs_f64());
+        Ok((!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    // A failure counts as noticed only if the unbroken tree has none.
+    copy_tree(&tree)?;
+    build("the unbroken tree")?;
+    let histories: BTreeSet<&[&str]> = all().filter(wanted).map(|mutant| mutant.histories).collect();
+    for histories in histories {
+        if let Some(errors) = simulate("none", histories)? {
+            bail!("the simulator finds a fault in the unbroken tree:\n{errors}");
+        }
+    }
     for mutant in all().filter(wanted) {
         copy_tree(&tree)?;
         let path = tree.join(mutant.file);
         let text = fs::read_to_string(&path).with_context(|| mutant.file.to_owned())?;
         fs::write(&path, broken(&text, mutant)?)?;
-        let build = |cargo: &mut Command| {
-            cargo
-                .args(BUILD)
-                .current_dir(&tree)
-                .env("CARGO_TARGET_DIR", &target)
-                .stderr(Stdio::piped())
-                .output()
+        build(mutant.rule)?;
+        let Some(errors) = simulate(mutant.rule, mutant.histories)? else {
+            undetected.push(mutant.rule);
+            continue;
         };
-        let built = build(&mut place::cargo()).context("cannot start cargo")?;
-        let errors = String::from_utf8_lossy(&built.stderr).into_owned();
-        ensure!(built.status.success(), "mutant {:?} does not build:\n{errors}", mutant.rule);
-        let began = Instant::now();
-        let output = Command::new(target.join("debug/sim"))
-            .args(mutant.histories)
-            .output()
-            .context("cannot start the simulator")?;
-        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        let passed = printed.split(' ').next().unwrap_or_default().to_owned();
-        println!("{:<68} {passed:>17} {:>8.1}", mutant.rule, began.elapsed().as_secs_f64());
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        match errors
-            .lines()
-            .find(|line| line.contains("seed") || line.contains("panicked") || line.contains("broken"))
-        {
-            _ if output.status.success() => undetected.push(mutant.rule),
-            Some(line) => println!("    {}", line.trim_start_matches("Error: ")),
-            None => println!("    {}", errors.lines().next().unwrap_or_default()),
-        }
+        let is_reason = |line: &&str| ["seed", "panicked", "broken"].iter().any(|word| line.contains(word));
+        let reason = errors.lines().find(is_reason).or(errors.lines().next()).unwrap_or_default();
+        println!("    {}", reason.trim_start_matches("Error: "));
     }
     if !undetected.is_empty() {
         bail!("the simulator did not detect: {}", undetected.join("; "));

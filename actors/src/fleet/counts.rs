@@ -11,14 +11,20 @@ pub struct FleetCounts {
     pub live: usize,
     /// Requests that have a place in the retry budget.
     pub retrying: usize,
-    /// Placed prompts that are in no report yet.
+    /// Placed requests that are in no report yet, at the node that decodes and at another one that prefills: at most two for each request.
     pub unreported: usize,
+    /// Members of the routers that get requests.
+    pub accepting: usize,
     /// Tokens of placed prompts that count as waiting.
     pub waiting_tokens: u64,
     /// Pages of placed requests.
     pub placed_pages: u64,
     /// Expected thousandths of rows of placed requests.
     pub placed_millirows: u64,
+    /// Pages of those that are in no report of their node yet.
+    pub unreported_pages: u64,
+    /// Their expected thousandths of rows.
+    pub unreported_millirows: u64,
     /// Bytes of the prefix indexes.
     pub index_bytes: u64,
 }
@@ -30,10 +36,13 @@ impl FleetState {
         let unreported = self.nodes.values().map(|node| node.unreported.len()).sum();
         let mut counts = FleetCounts { nodes, live, retrying, unreported, ..FleetCounts::default() };
         for routing in self.models.values().map(|model| &model.routing) {
-            let (pages, millirows) = routing.placed();
+            let [placed, unreported] = routing.placed();
+            counts.accepting += routing.accepting();
             counts.waiting_tokens += routing.waiting();
-            counts.placed_pages += pages;
-            counts.placed_millirows += millirows;
+            (counts.placed_pages, counts.placed_millirows) =
+                (counts.placed_pages + placed.0, counts.placed_millirows + placed.1);
+            (counts.unreported_pages, counts.unreported_millirows) =
+                (counts.unreported_pages + unreported.0, counts.unreported_millirows + unreported.1);
             counts.index_bytes += routing.index_bytes();
         }
         counts

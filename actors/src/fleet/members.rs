@@ -27,8 +27,8 @@ impl FleetState {
         id
     }
 
-    /// Removes the nodes that the membership does not name and that have been silent for [`LOST_AFTER`], and returns them. Their requests continue.
-    /// It is called after each tick.
+    /// Removes the nodes that the membership does not name and that have been silent for [`LOST_AFTER`], and returns them. It is called after each
+    /// tick, which has cut their connections.
     pub fn gone(&mut self, now: Instant) -> Vec<NodeId> {
         let ran = self.ran(now);
         let is_silent = |at: Instant| ran.saturating_duration_since(at) >= LOST_AFTER;

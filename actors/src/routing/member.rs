@@ -145,7 +145,7 @@ pub(super) struct Member<M> {
     /// The requests that were placed here to decode and have not ended.
     pub(super) placed: DecodeShare,
     /// Those of them that no report contains yet.
-    unreported: DecodeShare,
+    pub(super) unreported: DecodeShare,
     /// The requests in `placed` that the last report contains. Those that have ended since then are among them.
     reported: DecodeShare,
 }

@@ -4,8 +4,8 @@ use actors::fleet::Failure;
 
 use super::etcd::Return;
 use super::node::Manner;
+use super::parts::Proxy;
 use super::plan::{Fault, MILLI, SECOND};
-use super::proxy::Proxy;
 use super::world::{Event, Leg, Process, World, address};
 
 /// The time after which the proxy's operating system ends a connection that is not answered.
@@ -157,8 +157,19 @@ impl World {
         if node.is_alive && !node.is_draining {
             node.is_draining = true;
             let on = (place, node.life);
+            self.refuse_queue(place);
             let leaves = self.until(500 * MILLI, 5 * SECOND).max(self.now + MILLI);
             self.at(leaves, Event::Leave(on));
+        }
+    }
+
+    /// A node that drains refuses the requests that wait.
+    fn refuse_queue(&mut self, place: usize) {
+        for request in std::mem::take(&mut self.nodes[place].queue) {
+            if let Some(job) = self.nodes[place].jobs.remove(&request) {
+                let leg = Leg { request, attempt: job.attempt };
+                self.after(MILLI, Event::Failed(leg, Failure::Draining));
+            }
         }
     }
 
@@ -192,11 +203,11 @@ impl World {
         for request in self.proxies[place].requests.clone() {
             self.end(request, "lost with its proxy");
         }
+        let seed = self.dice.between(0, u64::MAX - 1);
         let before = &self.proxies[place];
-        let (life, turn, paused) = (before.life + 1, before.turn + 1, before.paused);
+        let (life, turn, paused, ppm) = (before.life + 1, before.turn + 1, before.paused, before.ppm);
         let without_etcd_until = before.without_etcd_until;
-        self.proxies[place] =
-            Proxy { life, turn, paused, without_etcd_until, ..Proxy::new(before.ppm, turn) };
+        self.proxies[place] = Proxy { life, turn, paused, without_etcd_until, ..Proxy::new(ppm, seed) };
         self.after(MILLI, Event::Tick { proxy: place, life });
         self.follow(place, turn);
     }

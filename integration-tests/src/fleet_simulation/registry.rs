@@ -6,8 +6,8 @@ use actors::membership::{
     Change, Entry, Member, RANGE_EVERY, RegistrationEvent, RegistrationStep, ViewEvent, ViewStep,
 };
 
+use super::parts::Watch;
 use super::plan::{MILLI, SECOND};
-use super::proxy::Watch;
 use super::world::{Event, Process, World};
 
 /// Time after which a question counts as unanswered.

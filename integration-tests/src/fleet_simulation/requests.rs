@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use actors::fleet::{Failure, FleetAsk, FleetRefusal, FleetTicket, NodeId, TicketId};
+use actors::fleet::{Failure, FleetAsk, FleetRefusal, FleetTicket};
 
+use super::parts::{Proxy, Request};
 use super::plan::{BEGIN, DEADLINE, MILLI, SECOND};
-use super::proxy::Proxy;
 use super::world::{Event, Leg, World};
 
 /// The longest time to a first byte if nothing is broken.
@@ -13,43 +13,6 @@ const WAIT_MAX: u64 = 5 * SECOND;
 /// A request ends so long after its deadline at the latest: a connection whose other end is gone may stay for 10 s.
 const OVERTIME: u64 = 10 * SECOND;
 const ATTEMPTS: usize = 3;
-
-/// A request that has not ended.
-#[derive(Debug)]
-pub(super) struct Request {
-    pub(super) proxy: usize,
-    ticket: TicketId,
-    pub(super) conversation: u64,
-    pub(super) prompt: Vec<u32>,
-    pub(super) tokens: u32,
-    /// Nodes answer it with an error.
-    pub(super) is_wrong: bool,
-    pub(super) arrived: u64,
-    /// The total pause of its proxy then.
-    paused: u64,
-    pub(super) attempt: u32,
-    placed: u64,
-    node: NodeId,
-    pub(super) to: SocketAddr,
-    pub(super) prefill_on: Option<SocketAddr>,
-    pub(super) began: bool,
-    has_place: bool,
-    tried: Vec<NodeId>,
-    /// The incarnations of the processes that have got it.
-    pub(super) got: Vec<u64>,
-}
-
-impl Request {
-    fn ask(&self) -> FleetAsk<'_> {
-        FleetAsk {
-            model: None,
-            prompt: &self.prompt,
-            salt: None,
-            hashes: None,
-            max_tokens: Some(self.tokens),
-        }
-    }
-}
 
 impl World {
     pub(super) fn on_arrival(&mut self) {
@@ -225,7 +188,8 @@ impl World {
         }
         let Some(request) = self.requests.get_mut(&leg.request) else { return };
         request.tried.push(request.node);
-        let needs_place = failure != Failure::Unreachable && !request.has_place;
+        let cost_nothing = matches!(failure, Failure::Unreachable | Failure::Draining);
+        let needs_place = !cost_nothing && !request.has_place;
         let Proxy { state, requests, retrying, .. } = &mut self.proxies[proxy];
         let has_budget = !needs_place || *retrying < (requests.len() / 10).max(3);
         let next = state.failed(time, ticket, failure, &request.ask());
@@ -249,7 +213,7 @@ impl World {
                 let place = address.and_then(|address| self.places.get(&address));
                 let process = place.map(|place| &self.nodes[*place]).filter(|node| node.is_alive);
                 let again = process.map(|node| node.incarnation);
-                if again.is_some_and(|again| got.contains(&again)) {
+                if tried.contains(&ticket.decode_on) || again.is_some_and(|again| got.contains(&again)) {
                     self.fail(format!("request {id} is placed twice on the node at {address:?}"));
                 }
                 self.send(id, &ticket);
@@ -300,9 +264,7 @@ impl World {
     pub(super) fn end(&mut self, id: u64, how: &'static str) {
         self.leave_node(id);
         self.leave_budget(id);
-        let Some(request) = self.requests.remove(&id) else {
-            return self.fail(format!("request {id} has ended twice, the second time {how}"));
-        };
+        let request = self.requests.remove(&id).expect("the request is live");
         let proxy = request.proxy;
         let time = self.time(proxy);
         self.proxies[proxy].state.ended(time, request.ticket);

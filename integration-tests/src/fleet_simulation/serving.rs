@@ -29,7 +29,7 @@ impl World {
         }
         let node = &mut self.nodes[place];
         let (on, manner) = ((place, node.life), node.handles(self.now));
-        let is_full = node.is_draining || node.queue.len() >= node.queue_max();
+        let (drains, is_full) = (node.is_draining, node.queue.len() >= node.queue_max());
         if let Some(request) = self.requests.get_mut(&leg.request) {
             request.got.push(node.incarnation);
         }
@@ -37,6 +37,7 @@ impl World {
         match manner {
             Manner::Breaks => return self.after(hop, Event::Failed(leg, Failure::Broke)),
             Manner::Busy => return self.after(hop, Event::Failed(leg, Failure::Busy)),
+            _ if drains => return self.after(hop, Event::Failed(leg, Failure::Draining)),
             _ if is_full => return self.after(hop, Event::Failed(leg, Failure::Busy)),
             _ if wrong && manner == Manner::Answers => {
                 self.after(hop, Event::FirstByte { leg, is_error: true });

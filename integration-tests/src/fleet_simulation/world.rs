@@ -11,10 +11,9 @@ use connector::frame::Capabilities;
 
 use super::etcd::Etcd;
 use super::node::Node;
+use super::parts::{Proxy, Request};
 use super::plan::{BEGIN, DEADLINE, Fault, MILLI, Plan, SECOND};
-use super::proxy::Proxy;
 use super::report::{Report, Violation};
-use super::requests::Request;
 use crate::simulation::dice::Dice;
 
 /// An attempt of a request at one node.
@@ -166,7 +165,8 @@ impl World {
             Node::new(address(place, 0), capabilities, plan.rows, skew(dice))
         };
         let nodes: Vec<Node> = (0..plan.nodes).map(|place| node(place, &mut dice)).collect();
-        let proxies = (0..plan.proxies).map(|proxy| Proxy::new(skew(&mut dice), proxy as u64)).collect();
+        let proxies =
+            (0..plan.proxies).map(|_| Proxy::new(skew(&mut dice), dice.between(0, u64::MAX - 1))).collect();
         Self {
             dice,
             now: 0,

@@ -18,8 +18,9 @@ use crate::request::{FinishReason, Generate, RequestId, StreamEvent, Timings};
 pub(super) enum Phase {
     /// The request waits for the proxy to choose another sender. It has no pages and no reservation.
     Placing,
-    /// No sender has room for the prompt. The request has no pages and no reservation. It is placed again after `ticks` ticks.
-    Waiting { ticks: u32 },
+    /// No sender has room for the prompt. The request has no pages and no reservation. It is placed again after `ticks` ticks, or
+    /// later if many requests wait. `ticks` goes on below 0.
+    Waiting { ticks: i64 },
     /// The request waits for pages. `on` is the sender that will prefill it, if a sender will.
     Reserving { on: Option<SessionId> },
     /// A sender prefills the request. `table` has a place for each page of the prompt. Its first pages are shared and have the KV of the

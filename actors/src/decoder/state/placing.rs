@@ -16,10 +16,10 @@ use crate::request::{Refused, RequestId, StreamEvent};
 /// A request ends after this many failed prefills, so that a prompt that ends the processes that compute it does not end all of them.
 const FAILED_PREFILLS_MAX: u32 = 3;
 
-/// A request that waits for room asks again after at most this many ticks. Each time it sends its whole prompt.
+/// A request that waits for room asks again after at most this many ticks (2 s), a small part of a deadline. Each time it sends its whole prompt.
 const WAIT_TICKS_MAX: u32 = 8;
 
-/// At most this many requests that wait for room ask again at one tick.
+/// At most this many requests that wait for room ask again at one tick, 32 in a second. A sender that has room prefills fewer long prompts.
 const ASK_AGAIN_MAX: usize = 8;
 
 impl DecoderState {
@@ -43,18 +43,19 @@ impl DecoderState {
         line.into_iter().chain(self.recover(request, outcome)).collect()
     }
 
-    /// Asks again for a sender for the requests that have waited for room long enough, the oldest first.
+    /// Asks again for a sender for the requests that have waited for room long enough. Those that are due longest ask first, the oldest of equal
+    /// ones, so each of many gets its turn.
     pub(super) fn place_waiting(&mut self) -> Vec<Effect> {
         let due = self.requests.values_mut().filter_map(|entry| {
             let Phase::Waiting { ticks } = &mut entry.phase else { return None };
-            *ticks = ticks.saturating_sub(1);
-            (*ticks == 0).then_some(entry)
+            *ticks -= 1;
+            (*ticks <= 0).then_some((*ticks, entry))
         });
-        let mut due: Vec<&mut Entry> = due.collect();
-        due.sort_by_key(|entry| entry.admitted);
+        let mut due: Vec<(i64, &mut Entry)> = due.collect();
+        due.sort_by_key(|(ticks, entry)| (*ticks, entry.admitted));
         due.truncate(ASK_AGAIN_MAX);
         due.into_iter()
-            .flat_map(|entry| {
+            .flat_map(|(_, entry)| {
                 let busy = std::mem::take(&mut entry.busy);
                 entry.tried.retain(|session| !busy.contains(session));
                 entry.place_again(PrefillOutcome::Withdrawn)
@@ -74,7 +75,7 @@ impl DecoderState {
             }
             (Some(entry), None) if !entry.busy.is_empty() => {
                 let ticks = WAIT_TICKS_MAX.min(1 << entry.waited.min(31));
-                entry.phase = Phase::Waiting { ticks };
+                entry.phase = Phase::Waiting { ticks: ticks.into() };
                 entry.waited += 1;
                 Vec::new()
             }

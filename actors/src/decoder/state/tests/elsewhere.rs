@@ -271,29 +271,47 @@ fn a_request_that_waits_for_room_ends_with_its_last_sender_or_its_client() {
 }
 
 #[test]
-fn of_many_requests_that_wait_for_room_the_oldest_ask_again_first_and_a_few_at_each_tick() {
+fn of_many_requests_that_wait_for_room_a_few_ask_again_at_each_tick_and_all_in_turn() {
+    const REQUESTS: u64 = 100;
     let now = Instant::now();
     let mut state = state();
-    let requests: Vec<RequestId> = (1..=20).map(RequestId).collect();
-    for request in &requests {
+    for number in 1..=REQUESTS {
+        let request = RequestId(number);
         let mut decode = Decode { placement: only_on(SESSION), ..decode(now, 6, 5, None) };
+        decode.generate.request = request;
         // The request with the highest number is the oldest.
-        decode.generate.request = *request;
-        state.on_decode(now - Duration::from_millis(request.0), decode);
-        let sequence = SequenceId::Own(*request);
+        state.on_decode(now - Duration::from_millis(number), decode);
+        let sequence = SequenceId::Own(request);
         state.on_reserved(now, PagesReserved { sequence, ..landing(&[8]) });
-        state.on_prefill_failed(PrefillFailed { request: *request, ..busy(SESSION) });
-        state.on_placed_again(PlacedAgain { request: *request, placement: None });
+        state.on_prefill_failed(PrefillFailed { request, ..busy(SESSION) });
+        state.on_placed_again(PlacedAgain { request, placement: None });
     }
-    let asked = |effects: Vec<Effect>| -> Vec<u64> {
+    let asked = |effects: Vec<Effect>| -> Vec<RequestId> {
         let ask = |effect: Effect| match effect {
-            Effect::Proxy(ToProxy::PlaceAgain(again)) => Some(again.generate.request.0),
+            Effect::Proxy(ToProxy::PlaceAgain(again)) => Some(again.generate.request),
             _ => None,
         };
         effects.into_iter().filter_map(ask).collect()
     };
-    let rounds: Vec<Vec<u64>> = (0..4).map(|_| asked(state.on_tick(now))).collect();
-    let oldest_first: Vec<u64> = (1..=20).rev().collect();
-    assert_eq!(rounds[..3].concat(), oldest_first);
-    assert!(rounds.iter().all(|round| round.len() <= 8) && rounds[3].is_empty(), "{rounds:?}");
+    let mut order = Vec::new();
+    while order.len() < 3 * REQUESTS as usize {
+        let round = asked(state.on_tick(now));
+        assert!(!round.is_empty() && round.len() <= 8, "{round:?}");
+        for request in &round {
+            // No sender has room again.
+            let placement = Some(only_on(SESSION));
+            state.on_placed_again(PlacedAgain { request: *request, placement });
+            let sequence = SequenceId::Own(*request);
+            state.on_reserved(now, PagesReserved { sequence, ..landing(&[8]) });
+            state.on_prefill_failed(PrefillFailed { request: *request, ..busy(SESSION) });
+            state.on_placed_again(PlacedAgain { request: *request, placement: None });
+        }
+        order.extend(round);
+    }
+    let oldest_first: Vec<RequestId> = (1..=REQUESTS).rev().map(RequestId).collect();
+    assert_eq!(order[..REQUESTS as usize], oldest_first, "the first turn");
+    let most = |request| order.iter().filter(|asked| **asked == request).count();
+    let [least, most] =
+        [oldest_first.iter().map(|r| most(*r)).min(), oldest_first.iter().map(|r| most(*r)).max()];
+    assert!(least >= Some(2) && most <= Some(4), "{least:?} {most:?}");
 }
