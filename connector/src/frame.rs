@@ -22,7 +22,7 @@ pub use prefill::{
     FirstToken, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, LOGIT_BIAS_MAX, PROMPT_LOGPROBS_MAX,
     PROMPT_TOKENS_MAX, PageOwner, PrefillFault, TokenLogprobs,
 };
-pub use versions::Versions;
+pub use versions::{LANE_CONNECTED, Versions};
 
 /// The work that a process does for its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -396,7 +396,7 @@ pub enum Frame {
         /// Pages of the sender's pool that can keep the KV of earlier prompts; 0 if it has no prefix cache.
         cache_pages: u32,
     },
-    /// Sender → receiver: the lane is connected. Sent before the first put, in sessions of version 12.
+    /// Sender → receiver: the lane is connected. Sent once, in sessions of version 12. The receiver grants no credits before this frame.
     LaneConnected {
         /// All UCX transports and devices of the lane, for example `tcp/lo` or `rc_mlx5/mlx5_0:1,tcp/eth0`. They decide whether closing the
         /// session at the receiver is proof ([`lane`](crate::transport::lane)).

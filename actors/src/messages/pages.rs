@@ -172,7 +172,8 @@ pub struct PageRejected {
     pub request: RequestId,
 }
 
-/// Peer link → buffer manager, transfer: a session began. Its frames come after this message.
+/// Peer link → buffer manager, transfer: a session began. Its frames come after this message. The buffer manager gets it when the sender
+/// has named its lane, and grants credits then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionOpened {
     /// The session.

@@ -1,16 +1,23 @@
 //! The lifecycle of sessions: the decisions of the peer link, without actix, clock, sockets or transport.
 //!
 //! ```text
-//!            Opening ──worker exists──► Up ──link or lane broke──► Closing ──transport closed it──► Closed ──proof──► removed
-//! listener             SayWelcome           PeerLost                                                 SessionDrained
-//! dialler              Connect              PeerLost                                   dials again
+//!            Opening ──worker exists──► Connecting ──lane is connected──► Up ──lane moved pages──► Probed
+//! listener             SayWelcome                    SessionOpened
+//! dialler              SessionOpened, Connect        LaneConnected
+//!
+//!            any of them ──link or lane broke──► Closing ──transport closed it──► Closed ──proof──► removed
+//! listener                 PeerLost                                                        SessionDrained
+//! dialler                  PeerLost                               dials again
 //! ```
+//!
+//! The sender names the transports of its lane in `LaneConnected`. Only then does the receiver grant credits, so that the proof that a session
+//! needs is known before its peer has a page to write. (A sender of version 11 names no lane and gets credits as soon as the worker exists.)
 //!
 //! A session ends once, and the first reason is the one in the log. The pages that its peer may still write stay quarantined
 //! until there is **proof** that no more writes land. Proof requires that our side of the session is closed *and* one of these:
 //!
-//! - the session's lane ends with our worker ([`connector::transport::lane`]): the sender has named its transports in `LaneConnected`,
-//!   or the configuration allows no other lane;
+//! - the session's lane ends with our worker ([`connector::transport::lane`]): the sender has named only such transports, or the
+//!   configuration allows no other lane;
 //! - the same peer process said in a later Hello that this session has drained;
 //! - the peer's process has ended;
 //! - no credit of the session was outstanding when it ended, so the peer had no page to write.
@@ -28,7 +35,7 @@ mod session;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use connector::frame::{Frame, Incarnation};
+use connector::frame::{Frame, Incarnation, LANE_CONNECTED};
 use connector::transport::{Command, Descriptor, Event, SubmitError, TransportError, TransportSession};
 
 use super::dialler::{Attempts, Dialler};
@@ -36,15 +43,14 @@ use crate::effect::{Effect, ToPeerLink, to};
 use crate::log::LogLine;
 use crate::messages::{
     Carry, ConnectionId, HangUp, HelloCame, LaneConnected, LinkEnd, LinkEnded, LoadReport, PeerLost,
-    ReceiverId, Refuse, RoomChanged, SayWelcome, SendFrame, SessionId, SessionOpened, WatchProcess,
-    WriteFrame,
+    ReceiverId, Refuse, RoomChanged, SayWelcome, SendFrame, SessionId, WatchProcess, WriteFrame,
 };
 use limits::Crowd;
 pub use limits::SessionLimits;
 use session::{Direction, Prefills, Session, Stage, advertised};
 
-/// Limit for opening a session, and for the first pages after its first credit. A session that exceeds it is ended, because it
-/// counts as a connected sender but serves no request.
+/// Limit for opening a session and connecting its lane, and for the first pages after its first credit. A session that exceeds it is
+/// ended, because it counts as a connected sender but serves no request.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 /// The result of a handshake.
@@ -265,6 +271,7 @@ impl PeerLinkState {
                 address,
                 http: advertised,
                 ring_pages,
+                version,
                 seed,
             },
         );
@@ -296,11 +303,16 @@ impl PeerLinkState {
 
     /// The lane of an outgoing session is connected. The receiver gets its transports before the first put, because they decide what
     /// proves the end of the session.
-    fn on_connected(&self, session: SessionId, lane: String) -> Vec<Effect> {
-        let frame = Frame::LaneConnected { lane: lane.clone() };
-        let live = self.sessions.get(&session).filter(|live| live.is_up());
-        let write = live.map(|live| WriteFrame { session, connection: live.connection, frame });
-        write.map(to::sockets).into_iter().chain([to::transfer(LaneConnected { session, lane })]).collect()
+    fn on_connected(&mut self, session: SessionId, lane: String) -> Vec<Effect> {
+        let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
+        if live.on_lane(session).is_none() {
+            return Vec::new();
+        }
+        let (connection, frame) = (live.connection, Frame::LaneConnected { lane: lane.clone() });
+        vec![
+            to::sockets(WriteFrame { session, connection, frame }),
+            to::transfer(LaneConnected { session, lane }),
+        ]
     }
 
     /// A session failed in the transport. A transport that has shut down answers no Close, and has closed all sessions or is
@@ -325,17 +337,17 @@ impl PeerLinkState {
             Ok(descriptor) => descriptor,
             Err(reason) => return self.on_end(session, reason),
         };
-        live.stage = Stage::Up;
-        // The measurement waits until other sessions have been measured. Its time limit counts from the first credit.
-        live.since = None;
+        live.stage = Stage::Connecting;
         let connection = live.connection;
-        let opened = SessionOpened { session, ring_pages: live.ring_pages, seed: live.seed };
         match &live.direction {
             Direction::Incoming { .. } => {
-                vec![to::buffer_manager(opened), to::sockets(SayWelcome { connection, session, descriptor })]
+                let names_lane = live.version >= LANE_CONNECTED;
+                let opened = if names_lane { None } else { live.on_lane(session) };
+                let welcome = to::sockets(SayWelcome { connection, session, descriptor });
+                opened.map(to::buffer_manager).into_iter().chain([welcome]).collect()
             }
             Direction::Outgoing { descriptor: peer, .. } => vec![
-                to::transfer(opened),
+                to::transfer(live.opened(session)),
                 to::sockets(Carry { connection, session }),
                 to::transport(Command::Connect { session: name(session), peer: peer.clone() }),
             ],
@@ -371,7 +383,7 @@ impl PeerLinkState {
                 (live.stage, live.probed) = (Stage::Probed, true);
                 Ok(())
             }
-            _ => Err("LinkProbed was sent for a lane that is already probed".to_owned()),
+            _ => Err("LinkProbed was sent for a lane that is not connected or is already probed".to_owned()),
         }
     }
 
@@ -392,12 +404,13 @@ impl PeerLinkState {
     /// Ends the sessions that have exceeded [`PROBE_LIMIT`], and an idle one if another peer waits.
     fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
         let late = |session: &Session| {
-            matches!(session.stage, Stage::Opening | Stage::Up)
+            matches!(session.stage, Stage::Opening | Stage::Connecting | Stage::Up)
                 && session.since.is_some_and(|since| now.saturating_duration_since(since) > PROBE_LIMIT)
         };
         let late: Vec<SessionId> =
             self.sessions.iter().filter(|(_, session)| late(session)).map(|(session, _)| *session).collect();
-        let reason = format!("the lane moved no page within {} s", PROBE_LIMIT.as_secs());
+        let reason =
+            format!("the lane was not connected or moved no page within {} s", PROBE_LIMIT.as_secs());
         let mut effects: Vec<Effect> =
             late.into_iter().flat_map(|session| self.on_end(session, reason.clone())).collect();
         effects.extend(self.make_room(now));

@@ -6,6 +6,7 @@
 //! - **12**:
 //!   - A sender says [`PrefillFault::Busy`] if it has no room for a prefill now. In version 11 it says [`PrefillFault::Refused`].
 //!   - A sender names its transports in [`Frame::LaneConnected`]. In version 11 it sends [`Frame::Heartbeat`] instead.
+//!     A receiver grants credits only after this frame.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -77,8 +78,8 @@ impl fmt::Display for Versions {
 
 /// The first version with [`PrefillFault::Busy`].
 const BUSY: u32 = 12;
-/// The first version with [`Frame::LaneConnected`].
-const LANE_CONNECTED: u32 = 12;
+/// The first version with [`Frame::LaneConnected`]. From it on, a receiver grants no credits before this frame.
+pub const LANE_CONNECTED: u32 = 12;
 
 impl Frame {
     /// Encodes the frame for a session of this version.

@@ -91,7 +91,7 @@ impl World {
         let number = self.lanes.len() as u64;
         let life = self.nodes[node].life;
         let foreign = self.plan.foreign && number.is_multiple_of(2);
-        self.lanes.insert(number, Lane { node, life, session, open: true, foreign, named: false });
+        self.lanes.insert(number, Lane { node, life, session, open: true, foreign });
         Descriptor {
             transport: "sim".into(),
             worker_address: Vec::new(),
@@ -274,15 +274,6 @@ impl World {
         }
         outlet.flushes.remove(&ticket);
         self.flush_is_answered(name, ticket, failed.then_some("connection reset"));
-    }
-
-    /// The receiving node has read the dialler's `LaneConnected`.
-    pub(super) fn lane_is_named(&mut self, node: usize, session: SessionId) {
-        let life = self.nodes[node].life;
-        let mut lanes = self.lanes.values_mut();
-        if let Some(lane) = lanes.find(|lane| (lane.node, lane.life, lane.session) == (node, life, session)) {
-            lane.named = true;
-        }
     }
 
     /// The dialler reports the end of its probe.

@@ -32,8 +32,6 @@ pub(super) struct Lane {
     pub(super) open: bool,
     /// The peer writes directly, so that closing the receiving end does not stop its puts.
     pub(super) foreign: bool,
-    /// The receiving node has been told which transports carry the pages.
-    pub(super) named: bool,
 }
 
 /// A put in flight.

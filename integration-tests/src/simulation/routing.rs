@@ -8,7 +8,7 @@ use actors::effect::{
     ToProcess, ToProxy, ToStreams, ToTransport, to,
 };
 use actors::log::LogLine;
-use actors::messages::{FrameCame, PageToHash, PagesHashed, SendFrame, SessionId};
+use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
 use actors::request::{AbortRequest, RequestId};
 use actors::routing::LocalPrefill;
 use connector::frame::{Frame, PageOwner};
@@ -102,20 +102,11 @@ impl World {
             }
             Effect::Generator(mail) => process.generator.on(micros, mail),
             Effect::PeerLink(mail) => {
-                let named = match &mail {
-                    ToPeerLink::FrameCame(FrameCame { session, frame: Frame::LaneConnected { .. } }) => {
-                        Some(*session)
-                    }
-                    _ => None,
-                };
-                let stale_frames = process.link.counts().stale_frames;
                 let effects = process.link.on(now, mail);
-                let named = named.filter(|_| process.link.counts().stale_frames == stale_frames);
                 let (ready, most) = (process.link.ready(), self.plan.limits.unwrap_or_default().sessions);
                 if ready > most as usize {
                     return self.fail(format!("node {node} has {ready} sessions, but may have {most}"));
                 }
-                named.into_iter().for_each(|session| self.lane_is_named(node, session));
                 effects
             }
             Effect::Proxy(mail) => match &mut process.decoding {

@@ -93,9 +93,8 @@ impl World {
     /// True if there can be no proof for this session of `node`.
     fn is_excused(&self, node: usize, session: SessionId) -> bool {
         let life = self.nodes[node].life;
-        let ends_with_worker = |lane: &Lane| {
-            (lane.node, lane.life, lane.session) == (node, life, session) && lane.named && !lane.foreign
-        };
+        let ends_with_worker =
+            |lane: &Lane| (lane.node, lane.life, lane.session) == (node, life, session) && !lane.foreign;
         if self.lanes.values().any(ends_with_worker) {
             return false;
         }

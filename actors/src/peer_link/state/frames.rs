@@ -76,10 +76,7 @@ impl PeerLinkState {
                     to::log(LogLine::SenderReady { session, pid, lane }),
                 ]);
             }
-            Frame::LaneConnected { lane } => {
-                self.on_lane_named(session, &lane);
-                return Ok(Vec::new());
-            }
+            Frame::LaneConnected { lane } => to::buffer_manager(self.on_lane_named(session, &lane)?),
             other => return Err(unexpected(&other)),
         };
         Ok(vec![effect])

@@ -7,7 +7,7 @@ use connector::transport::lane::ends_with_worker;
 
 use super::{Direction, PeerLinkState, Session, Stage};
 use crate::effect::{Effect, to};
-use crate::messages::{ProcessWatched, RoomChanged, SenderSession, SessionDrained, SessionId};
+use crate::messages::{ProcessWatched, RoomChanged, SenderSession, SessionDrained, SessionId, SessionOpened};
 
 /// Upper bound of the lost sessions without proof. The pages of each are out of use.
 const UNPROVED_MAX: usize = 1024;
@@ -129,11 +129,18 @@ impl PeerLinkState {
         self.prove(session).into_iter().collect()
     }
 
-    /// The peer has named the transports of the session's lane. If the lane ends with our worker, no further proof is needed.
-    pub(super) fn on_lane_named(&mut self, session: SessionId, lane: &str) {
+    /// The peer has named the transports of the session's lane, so it may get credits now. If the lane ends with our worker, no further
+    /// proof is needed.
+    ///
+    /// # Errors
+    /// The lane is connected already.
+    pub(super) fn on_lane_named(&mut self, session: SessionId, lane: &str) -> Result<SessionOpened, String> {
+        let live = self.sessions.get_mut(&session);
+        let opened = live.and_then(|live| live.on_lane(session)).ok_or("peer named its lane twice")?;
         if ends_with_worker(lane) {
             self.set_close_is_proof(session);
         }
+        Ok(opened)
     }
 
     /// Removes a closed session if there is proof that no write of it can land, and tells the buffer manager.

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use connector::frame::{Frame, Incarnation};
 use connector::transport::Descriptor;
 
-use crate::messages::{ConnectionId, ReceiverId, SenderSession};
+use crate::messages::{ConnectionId, ReceiverId, SenderSession, SessionId, SessionOpened};
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// The transport is creating the worker.
     Opening,
-    /// Frames flow; the lane has not moved pages yet.
+    /// Frames flow. The lane is not connected, or the sender has not named it yet, so no credits are granted.
+    Connecting,
+    /// The lane is connected, but has not moved pages yet.
     Up,
     /// The lane has moved pages.
     Probed,
@@ -45,7 +47,7 @@ pub(super) struct Session {
     pub(super) prefills: Prefills,
     /// The session was ended to make room for another peer.
     pub(super) ended_for_room: bool,
-    /// When [`PROBE_LIMIT`] began to count: at the opening, or at the first credit of the measurement.
+    /// When [`PROBE_LIMIT`] began to count: at the opening until the lane is connected, then at the first credit.
     pub(super) since: Option<Instant>,
     /// The lane has moved pages. It stays true after the session has ended.
     pub(super) probed: bool,
@@ -55,6 +57,8 @@ pub(super) struct Session {
     /// The peer's HTTP address.
     pub(super) http: Option<SocketAddr>,
     pub(super) ring_pages: u32,
+    /// The version of the protocol.
+    pub(super) version: u32,
     pub(super) seed: u64,
 }
 
@@ -65,7 +69,21 @@ impl Session {
 
     /// True while frames flow.
     pub(super) fn is_up(&self) -> bool {
-        matches!(self.stage, Stage::Up | Stage::Probed)
+        matches!(self.stage, Stage::Connecting | Stage::Up | Stage::Probed)
+    }
+
+    /// The lane is connected. Returns what begins now, or `None` if the session is not [`Stage::Connecting`]. The measurement waits until
+    /// other sessions have been measured, so its limit counts from the first credit.
+    pub(super) fn on_lane(&mut self, session: SessionId) -> Option<SessionOpened> {
+        if self.stage != Stage::Connecting {
+            return None;
+        }
+        (self.stage, self.since) = (Stage::Up, None);
+        Some(self.opened(session))
+    }
+
+    pub(super) fn opened(&self, session: SessionId) -> SessionOpened {
+        SessionOpened { session, ring_pages: self.ring_pages, seed: self.seed }
     }
 
     /// Starts the limit of the measurement at the first credit.

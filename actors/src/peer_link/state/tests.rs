@@ -15,7 +15,7 @@ use crate::messages::{
     AnnounceLeaving, Attempt, BreakSession, CancelPrefill, Challenged, CloseLinks, CreditsGranted, Dial,
     DialDue, DialFailed, FrameCame, HealthSeen, PageFilled, PeerLeaving, PeerReady, PeersFound,
     PrefillFailed, PrefillFinished, ProcessFault, RingShared, SayHello, SenderSession, SessionDrained,
-    StartDialling, StartPrefill, TransportEvents, WakeDialler, Welcomed,
+    SessionOpened, StartDialling, StartPrefill, TransportEvents, WakeDialler, Welcomed,
 };
 use crate::request::RequestId;
 
@@ -74,6 +74,8 @@ fn welcomed(connection: u64) -> Welcomed {
     }
 }
 
+const PROBED_WRONGLY: &str = "LinkProbed was sent for a lane that is not connected or is already probed";
+const LATE: &str = "the lane was not connected or moved no page within 20 s";
 /// The protocol version of all sessions.
 const VERSION: u32 = 12;
 /// This process.
@@ -167,9 +169,26 @@ fn join_with(state: &mut PeerLinkState, now: Instant, came: HelloCame) -> Begun 
 
 /// A sender's session that is up.
 fn up(state: &mut PeerLinkState, peer: Incarnation, number: u64) -> Begun {
+    let begun = connecting(state, peer, number);
+    begun.receives(state, lane_connected("cuda_ipc/cuda"));
+    begun
+}
+
+/// A session with a sender that has our Welcome and has not named its lane yet.
+fn connecting(state: &mut PeerLinkState, peer: Incarnation, number: u64) -> Begun {
     let begun = join(state, Instant::now(), peer, number);
     state.on_opened(begun.session, Ok(descriptor("ours")));
     begun
+}
+
+fn lane_connected(lane: &str) -> Frame {
+    Frame::LaneConnected { lane: lane.into() }
+}
+
+/// The transport reports that the lane of an outgoing session is connected.
+fn connect_lane(state: &mut PeerLinkState, session: SessionId) -> Vec<Effect> {
+    let connected = Event::Connected { session: name(session), lane: "tcp/lo".into() };
+    deliver(state, TransportEvents(vec![connected]))
 }
 
 /// A session with the first receiver, right after its Welcome.
@@ -185,6 +204,7 @@ fn reach(state: &mut PeerLinkState) -> Begun {
 fn up_outgoing(state: &mut PeerLinkState) -> Begun {
     let begun = reach(state);
     state.on_opened(begun.session, Ok(descriptor("ours")));
+    connect_lane(state, begun.session);
     begun
 }
 
@@ -232,16 +252,14 @@ fn a_listener_sends_welcome_and_a_dialler_connects() {
         to::sockets(WatchProcess { connection: hello_came(A, 1).connection, incarnation: A })
     );
     assert_eq!(effects[1..], joined.opening());
-    let opened = SessionOpened { session, ring_pages: RING, seed: SEED };
     let (connection, ours) = (joined.connection, descriptor("ours"));
     assert_eq!(
         state.on_opened(session, Ok(ours.clone())),
-        [
-            to::buffer_manager(opened),
-            to::sockets(SayWelcome { connection, session, descriptor: ours.clone() })
-        ]
+        [to::sockets(SayWelcome { connection, session, descriptor: ours.clone() })]
     );
     assert_eq!(state.on_opened(session, Ok(ours.clone())), [], "a session opens once");
+    let opened = to::buffer_manager(SessionOpened { session, ring_pages: RING, seed: SEED });
+    assert_eq!(joined.receives(&mut state, lane_connected("tcp/lo")), [opened], "the lane is named");
 
     dials(&mut state);
     let effects = deliver(&mut state, welcomed(7));
@@ -257,6 +275,11 @@ fn a_listener_sends_welcome_and_a_dialler_connects() {
             to::transport(Command::Connect { session: name(session), peer: descriptor("theirs") }),
         ]
     );
+    let lane = "tcp/lo".to_owned();
+    let named = reached.writes(lane_connected(&lane));
+    let connected = to::transfer(LaneConnected { session, lane });
+    assert_eq!(connect_lane(&mut state, session), [named, connected], "named before the first put");
+    assert_eq!(connect_lane(&mut state, session), [], "a lane connects once");
     assert_eq!(state.counts(), LinkCounts { opened: 2, ..LinkCounts::default() });
 }
 
@@ -275,8 +298,7 @@ fn a_session_ends_once_and_closes_once() {
 #[test]
 fn a_session_must_probe_its_lane_once_and_in_time() {
     let (mut state, now) = (state(true), Instant::now());
-    let begun = join(&mut state, now, A, 1);
-    state.on_opened(begun.session, Ok(descriptor("ours")));
+    let begun = up(&mut state, A, 1);
     // The limit counts from the first credit.
     assert_eq!((state.on_tick(now + PROBE_LIMIT * 3), state.ready()), (vec![], 0));
     let grant = Frame::Grant { first: CreditNumber(0), pages: vec![PageIndex(0)] };
@@ -285,11 +307,34 @@ fn a_session_must_probe_its_lane_once_and_in_time() {
     assert_eq!((begun.receives(&mut state, probed()).len(), state.ready()), (4, 1));
     assert_eq!(state.on_tick(now + PROBE_LIMIT * 2), []);
     let twice = begun.receives(&mut state, probed());
-    assert_eq!(twice, begun.ended("LinkProbed was sent for a lane that is already probed", false));
+    assert_eq!(twice, begun.ended(PROBED_WRONGLY, false));
     assert_eq!(state.on_closed(begun.session, true), [begun.drained()]);
     let late = join(&mut state, now, A, 2);
     let effects = state.on_tick(now + PROBE_LIMIT + Duration::from_secs(1));
-    assert_eq!(effects, late.ended("the lane moved no page within 20 s", false));
+    assert_eq!(effects, late.ended(LATE, false));
+}
+
+#[test]
+fn a_sender_must_name_its_lane_once_and_in_time_and_before_it_measures_it() {
+    let mut state = state(true);
+    let late = connecting(&mut state, A, 1);
+    let after = Instant::now() + PROBE_LIMIT + Duration::from_secs(1);
+    assert_eq!(state.on_tick(after), late.ended(LATE, false));
+    let early = connecting(&mut state, A, 2);
+    assert_eq!(early.receives(&mut state, probed()), early.ended(PROBED_WRONGLY, false));
+    let twice = up(&mut state, A, 3);
+    let effects = twice.receives(&mut state, lane_connected("tcp/lo"));
+    assert_eq!(effects, twice.ended("peer named its lane twice", false));
+}
+
+#[test]
+fn a_sender_of_version_11_gets_credits_at_once() {
+    let mut state = state(true);
+    let older = HelloCame { version: 11, ..hello_came(A, 1) };
+    let (session, connection) = (opening(&deliver(&mut state, older)), ConnectionId(101));
+    let opened = to::buffer_manager(SessionOpened { session, ring_pages: RING, seed: SEED });
+    let welcome = to::sockets(SayWelcome { connection, session, descriptor: descriptor("ours") });
+    assert_eq!(state.on_opened(session, Ok(descriptor("ours"))), [opened, welcome]);
 }
 
 #[test]
@@ -299,12 +344,12 @@ fn our_own_probe_is_sent_once() {
     let send = SendFrame { session: begun.session, frame: probed() };
     assert_eq!(deliver(&mut state, send.clone()), [], "the session is not up yet");
     state.on_opened(begun.session, Ok(descriptor("ours")));
+    connect_lane(&mut state, begun.session);
     assert_eq!(state.ready(), 0);
     let load = Frame::Load { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: None, cache_pages: 50 };
     assert_eq!(deliver(&mut state, send.clone()), [begun.writes(probed()), begun.writes(load)]);
     assert_eq!(state.ready(), 1);
-    let reason = "LinkProbed was sent for a lane that is already probed";
-    assert_eq!(deliver(&mut state, send), begun.ended(reason, false));
+    assert_eq!(deliver(&mut state, send), begun.ended(PROBED_WRONGLY, false));
 }
 
 #[test]
@@ -317,13 +362,10 @@ fn events_of_the_transport_reach_the_session() {
 
     let begun = up_outgoing(&mut state);
     let session = begun.session;
-    let connected = Event::Connected { session: name(session), lane: "tcp/lo".into() };
     let put = Event::PutCompleted { session: name(session), ticket: Ticket(1), result: Ok(()) };
     let flushed = Event::Flushed { session: name(session), ticket: Ticket(2), result: Ok(()) };
-    let effects = deliver(&mut state, TransportEvents(vec![connected, put, flushed]));
-    let lane = "tcp/lo".to_owned();
-    let named = begun.writes(Frame::LaneConnected { lane: lane.clone() });
-    assert_eq!(effects, [named, to::transfer(LaneConnected { session, lane })], "named before the first put");
+    let effects = deliver(&mut state, TransportEvents(vec![put, flushed]));
+    assert_eq!(effects, [], "the transfer actor gets these events from the transport");
     let failed = Event::Failed { session: name(session), error: TransportError::Closed };
     assert_eq!(deliver(&mut state, TransportEvents(vec![failed])), begun.ended(&reason, false));
 }

@@ -175,6 +175,7 @@ fn the_advertised_address_of_a_sender_reaches_the_proxy() {
         let came = HelloCame { http: http.to_owned(), address: link.to_owned(), ..hello_came(A, 1) };
         let begun = join_with(&mut state, Instant::now(), came);
         state.on_opened(begun.session, Ok(descriptor("ours")));
+        begun.receives(&mut state, lane_connected("tcp/lo"));
         let expect = expect.map(|expect| expect.parse().unwrap());
         let (session, pid, name) = (begun.session, A.pid, A.name());
         let ready = to::proxy(PeerReady { session, pid, name, http: expect });
@@ -239,6 +240,7 @@ fn frames_are_written_only_while_the_session_is_up() {
     assert_eq!(deliver(&mut state, send.clone()), []);
     state.on_opened(begun.session, Ok(descriptor("ours")));
     assert_eq!(deliver(&mut state, send.clone()), [begun.writes(frame.clone())]);
+    begun.receives(&mut state, lane_connected("tcp/lo"));
     begun.receives(&mut state, probed());
     assert_eq!(deliver(&mut state, send.clone()), [begun.writes(frame)]);
     state.on_end(begun.session, "eof".into());

@@ -17,6 +17,7 @@ fn full() -> (PeerLinkState, [Begun; 2], Instant) {
         let welcomed = Welcomed { receiver, incarnation: peer, ..welcomed(connection.0) };
         let session = opening(&state.on(now, welcomed.into()));
         state.on_opened(session, Ok(descriptor("ours")));
+        connect_lane(&mut state, session);
         state.on(now, SendFrame { session, frame: probed() }.into());
         Begun { session, peer, connection, is_incoming: false }
     });

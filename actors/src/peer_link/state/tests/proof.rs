@@ -108,9 +108,9 @@ fn a_closed_session_waits_for_proof_if_peers_write_without_our_worker() {
 fn a_closed_session_needs_no_further_proof_if_its_lane_ends_with_our_worker() {
     let check = |lane: Option<&str>, proves: bool| {
         let mut state = state(false);
-        let begun = up(&mut state, A, 1);
+        let begun = connecting(&mut state, A, 1);
         if let Some(lane) = lane {
-            assert_eq!(begun.receives(&mut state, Frame::LaneConnected { lane: lane.into() }), []);
+            assert_eq!(begun.receives(&mut state, lane_connected(lane)).len(), 1);
         }
         assert_eq!(
             state.on_end(begun.session, "eof".into()),
