@@ -44,6 +44,8 @@ pub(crate) async fn run() -> Result<()> {
 
     let mut ring = GrantLedger::new(RING);
     let mut filled = 0;
+    // A receiver grants no credits before the sender has named its lane.
+    let Frame::LaneConnected { .. } = frames.next().await? else { bail!("expected a LaneConnected frame") };
     outbox.send(grant(&mut ring, (0..RING.get()).map(PageIndex).collect())?).await?;
     loop {
         let (first, count, owner, hashes) = match frames.next().await {

@@ -36,6 +36,7 @@ pub(crate) async fn run(address: &str) -> Result<()> {
     side.transport.submit(Command::Connect { session: SESSION, peer: welcome.descriptor })?;
     let Event::Connected { lane, .. } = side.event().await? else { bail!("the lane did not connect") };
     println!("sender:   connected over {lane}");
+    outbox.send(Frame::LaneConnected { lane }).await?;
 
     let ring_pages = NonZeroU32::new(welcome.ring_pages).context("the receiver's ring has no pages")?;
     let mut ring = SpendLedger::new(ring_pages);

@@ -55,6 +55,12 @@ const MUTANTS: &[Mutant] = &[
         "if ends_with_worker(lane) || !lane.is_empty() {",
     ),
     mutant(
+        "grant credits before the lane is named",
+        "actors/src/peer_link/state.rs",
+        "(!names_lane && live.on_lane())",
+        "live.on_lane()",
+    ),
+    mutant(
         "accept any Hello as proof that the old session can no longer write",
         "actors/src/peer_link/state/proof.rs",
         "|| (drained && peer.number == previous))",

@@ -10,8 +10,8 @@
 //! dialler                  PeerLost                               dials again
 //! ```
 //!
-//! The sender names the transports of its lane in `LaneConnected`. Only then does the receiver grant credits, so that the proof that a session
-//! needs is known before its peer has a page to write. (A sender of version 11 names no lane and gets credits as soon as the worker exists.)
+//! The sender names the transports of its lane in `LaneConnected`. The receiver grants no credits before this frame. So it knows which proof the
+//! session needs before the peer may write a page. (A sender of version 11 names no lane, and gets credits as soon as the worker exists.)
 //!
 //! A session ends once, and the first reason is the one in the log. The pages that its peer may still write stay quarantined
 //! until there is **proof** that no more writes land. Proof requires that our side of the session is closed *and* one of these:
@@ -49,8 +49,8 @@ use limits::Crowd;
 pub use limits::SessionLimits;
 use session::{Direction, Prefills, Session, Stage, advertised};
 
-/// Limit for opening a session and connecting its lane, and for the first pages after its first credit. A session that exceeds it is
-/// ended, because it counts as a connected sender but serves no request.
+/// Limit for each step of the beginning of a session: to open it, to connect its lane, and to move the first pages after the first credit. A
+/// session that exceeds it is ended, because it counts as a connected sender but serves no request.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 /// The result of a handshake.
@@ -182,7 +182,7 @@ impl PeerLinkState {
             ToPeerLink::LinkEnded(ended) => self.on_link_ended(ended),
             ToPeerLink::ProcessWatched(watched) => self.on_process_watched(watched),
             ToPeerLink::TransportEvents(events) => {
-                events.0.into_iter().flat_map(|event| self.on_transport(event)).collect()
+                events.0.into_iter().flat_map(|event| self.on_transport(now, event)).collect()
             }
             ToPeerLink::SendFrame(send) => self.on_send(now, send),
             ToPeerLink::BreakSession(broken) => self.on_end(broken.session, broken.reason),
@@ -264,7 +264,8 @@ impl PeerLinkState {
                 prefills: Prefills::new(now),
                 ended_for_room: false,
                 direction,
-                since: Some(now),
+                since: now,
+                first_credit: None,
                 probed: false,
                 connection,
                 peer,
@@ -288,10 +289,10 @@ impl PeerLinkState {
         }
     }
 
-    fn on_transport(&mut self, event: Event) -> Vec<Effect> {
+    fn on_transport(&mut self, now: Instant, event: Event) -> Vec<Effect> {
         match event {
             Event::Opened { session, result } => {
-                self.on_opened(SessionId(session.0), result.map_err(|error| error.to_string()))
+                self.on_opened(now, SessionId(session.0), result.map_err(|error| error.to_string()))
             }
             Event::Connected { session, lane } => self.on_connected(SessionId(session.0), lane),
             Event::Failed { session, error } => self.on_failed(SessionId(session.0), &error),
@@ -301,18 +302,19 @@ impl PeerLinkState {
         }
     }
 
-    /// The lane of an outgoing session is connected. The receiver gets its transports before the first put, because they decide what
-    /// proves the end of the session.
+    /// The lane of an outgoing session is connected. The receiver gets its transports first, because they decide what proves the end of the
+    /// session. The receiver does not know the session before, so `Leaving` comes after it.
     fn on_connected(&mut self, session: SessionId, lane: String) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        if live.on_lane(session).is_none() {
+        if !live.on_lane() {
             return Vec::new();
         }
-        let (connection, frame) = (live.connection, Frame::LaneConnected { lane: lane.clone() });
-        vec![
-            to::sockets(WriteFrame { session, connection, frame }),
-            to::transfer(LaneConnected { session, lane }),
-        ]
+        let connection = live.connection;
+        let write = |frame| to::sockets(WriteFrame { session, connection, frame });
+        let mut effects = vec![write(Frame::LaneConnected { lane: lane.clone() })];
+        effects.extend(self.leaving.then(|| write(Frame::Leaving)));
+        effects.push(to::transfer(LaneConnected { session, lane }));
+        effects
     }
 
     /// A session failed in the transport. A transport that has shut down answers no Close, and has closed all sessions or is
@@ -329,7 +331,12 @@ impl PeerLinkState {
     }
 
     /// The transport has created the session's worker, or failed to.
-    fn on_opened(&mut self, session: SessionId, result: Result<Descriptor, String>) -> Vec<Effect> {
+    fn on_opened(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        result: Result<Descriptor, String>,
+    ) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session).filter(|live| live.stage == Stage::Opening) else {
             return Vec::new();
         };
@@ -337,14 +344,15 @@ impl PeerLinkState {
             Ok(descriptor) => descriptor,
             Err(reason) => return self.on_end(session, reason),
         };
-        live.stage = Stage::Connecting;
+        (live.stage, live.since) = (Stage::Connecting, now);
         let connection = live.connection;
         match &live.direction {
             Direction::Incoming { .. } => {
                 let names_lane = live.version >= LANE_CONNECTED;
-                let opened = if names_lane { None } else { live.on_lane(session) };
+                let opened =
+                    (!names_lane && live.on_lane()).then(|| to::buffer_manager(live.opened(session)));
                 let welcome = to::sockets(SayWelcome { connection, session, descriptor });
-                opened.map(to::buffer_manager).into_iter().chain([welcome]).collect()
+                opened.into_iter().chain([welcome]).collect()
             }
             Direction::Outgoing { descriptor: peer, .. } => vec![
                 to::transfer(live.opened(session)),
@@ -383,7 +391,7 @@ impl PeerLinkState {
                 (live.stage, live.probed) = (Stage::Probed, true);
                 Ok(())
             }
-            _ => Err("LinkProbed was sent for a lane that is not connected or is already probed".to_owned()),
+            _ => Err("LinkProbed was sent for a lane that is already probed".to_owned()),
         }
     }
 
@@ -393,7 +401,7 @@ impl PeerLinkState {
         }
         // Only peers that we prefill for need to know.
         let prefilling =
-            |live: &Session| live.is_up() && matches!(live.direction, Direction::Outgoing { .. });
+            |live: &Session| live.has_lane() && matches!(live.direction, Direction::Outgoing { .. });
         let up = self.sessions.iter().filter(|(_, live)| prefilling(live));
         up.map(|(session, live)| {
             to::sockets(WriteFrame { session: *session, connection: live.connection, frame: Frame::Leaving })
@@ -403,16 +411,10 @@ impl PeerLinkState {
 
     /// Ends the sessions that have exceeded [`PROBE_LIMIT`], and an idle one if another peer waits.
     fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
-        let late = |session: &Session| {
-            matches!(session.stage, Stage::Opening | Stage::Connecting | Stage::Up)
-                && session.since.is_some_and(|since| now.saturating_duration_since(since) > PROBE_LIMIT)
-        };
-        let late: Vec<SessionId> =
-            self.sessions.iter().filter(|(_, session)| late(session)).map(|(session, _)| *session).collect();
-        let reason =
-            format!("the lane was not connected or moved no page within {} s", PROBE_LIMIT.as_secs());
+        let late = self.sessions.iter().filter_map(|(session, live)| Some((*session, live.is_late(now)?)));
+        let late: Vec<(SessionId, String)> = late.collect();
         let mut effects: Vec<Effect> =
-            late.into_iter().flat_map(|session| self.on_end(session, reason.clone())).collect();
+            late.into_iter().flat_map(|(session, reason)| self.on_end(session, reason)).collect();
         effects.extend(self.make_room(now));
         effects
     }

@@ -78,7 +78,7 @@ impl fmt::Display for Versions {
 
 /// The first version with [`PrefillFault::Busy`].
 const BUSY: u32 = 12;
-/// The first version with [`Frame::LaneConnected`]. From it on, a receiver grants no credits before this frame.
+/// The first version with [`Frame::LaneConnected`]. Since this version, a receiver grants no credits before this frame.
 pub const LANE_CONNECTED: u32 = 12;
 
 impl Frame {

@@ -3,7 +3,7 @@
 use actors::effect::ToTransfer;
 use actors::messages::SessionId;
 use actors::request::RequestId;
-use connector::frame::Frame;
+use connector::frame::{Frame, LANE_CONNECTED};
 
 use super::parts::{Outlet, OutletName};
 use super::plan::{Fault, SECOND};
@@ -12,14 +12,22 @@ use super::world::World;
 /// Time in which a node gives up a prompt whose session gets no credit: 30 s after the last page was sent, and time to put and to stop.
 const GIVING_UP: u64 = 38 * SECOND;
 /// The reasons with which a session ends whose peer has broken a rule.
-const BROKEN_RULES: [&str; 6] =
-    ["peer announced", "peer sent", "peer granted", "expected credit", "ring of", "pages announced"];
+const BROKEN_RULES: [&str; 7] = [
+    "LinkProbed was sent",
+    "peer announced",
+    "peer sent",
+    "peer granted",
+    "expected credit",
+    "ring of",
+    "pages announced",
+];
 
 impl World {
     /// A transfer actor gets a message.
     pub(super) fn transfer_hears(&mut self, node: usize, mail: &ToTransfer) {
         let session = match mail {
             ToTransfer::CreditsGranted(granted) => granted.session,
+            ToTransfer::LaneConnected(connected) => connected.session,
             ToTransfer::SchedulePut(put) => put.session,
             ToTransfer::CancelPuts(cancel) => cancel.session,
             ToTransfer::PeerLost(lost) => lost.session,
@@ -28,6 +36,10 @@ impl World {
         let name = OutletName { node, life: self.nodes[node].life, session };
         let Some(outlet) = self.outlets.get_mut(&name) else { return };
         match mail {
+            ToTransfer::LaneConnected(_) => outlet.named = true,
+            ToTransfer::CreditsGranted(_) if !outlet.named && self.plan.version >= LANE_CONNECTED => {
+                self.fail(format!("{name:?} gets credits before it has named its lane"));
+            }
             ToTransfer::CreditsGranted(granted) => {
                 outlet.credits.extend(&granted.pages);
                 outlet.credit_at = self.now;

@@ -2,8 +2,8 @@
 //!
 //! A put reads its bytes between its posting and its completion, and they land before or after the completion. A flush completes when all puts
 //! before the flush have landed. If the receiver copies the bytes (TCP), nothing lands after its part of the session is closed. On a foreign lane the
-//! sender writes directly, and only the end of the putting process stops a posted put. If a plan has foreign lanes, every second lane is one. A
-//! receiver knows which only from `LinkProbed`.
+//! sender writes directly, and only the end of the putting process stops a posted put. If a plan has foreign lanes, every second lane is one. The
+//! sender names the lane in `LaneConnected`.
 
 use actors::buffer_manager::state::PageUse;
 use actors::effect::{Effect, Endpoint, to};

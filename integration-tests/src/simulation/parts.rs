@@ -56,6 +56,8 @@ pub(super) struct Outlet {
     pub(super) lane: Option<u64>,
     /// Puts by ticket, in the order of posting.
     pub(super) puts: BTreeMap<u64, Put>,
+    /// The lane is connected, and the peer gets its name.
+    pub(super) named: bool,
     /// The page of each credit.
     pub(super) credits: Vec<PageIndex>,
     /// Number of pages of each request that are to be put and were not announced.

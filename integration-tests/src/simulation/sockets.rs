@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, VecDeque};
 use actors::effect::{Effect, Endpoint, ToPeerLink, ToSockets, to};
 use actors::messages::{
     Carry, Challenged, ConnectionId, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
-    ProcessWatched, ReceiverId, SayHello, SayWelcome, SenderSession, WatchProcess, Welcomed,
+    ProcessWatched, ReceiverId, SayHello, SayWelcome, SenderSession, WatchProcess, Welcomed, WriteFrame,
 };
-use connector::frame::{Frame, Versions};
+use connector::frame::{Frame, LANE_CONNECTED};
 
 use super::machine::next_token;
 use super::node::incarnation;
@@ -36,6 +36,9 @@ impl World {
             }
             ToSockets::SayWelcome(welcome) => self.welcome(welcome),
             ToSockets::Carry(carry) => self.carry(node, carry),
+            // A Heartbeat is sent instead. Heartbeats are not simulated.
+            ToSockets::WriteFrame(WriteFrame { frame: Frame::LaneConnected { .. }, .. })
+                if self.plan.version < LANE_CONNECTED => {}
             ToSockets::WriteFrame(write) => {
                 let conn = write.connection.0;
                 self.send(conn, self.side_of(conn, node), write.frame);
@@ -130,7 +133,7 @@ impl World {
             sender: SenderSession { incarnation, number: attempt.session, is_watched: !self.plan.blind },
             previous: attempt.previous,
             drained: attempt.previous_drained,
-            version: Versions::OURS.highest,
+            version: self.plan.version,
             seed: seed(conn),
         });
         // The Hello does not reach another life of the listener.
@@ -178,7 +181,7 @@ impl World {
                 incarnation: incarnation(ends[0], life),
                 descriptor,
                 ring_pages: self.plan.nodes[ends[0]].ring_pages,
-                version: Versions::OURS.highest,
+                version: self.plan.version,
                 seed: seed(conn),
             };
             self.at_node(ends[1], wait, Event::Answered(conn, Box::new(to::peer_link(welcomed))));

@@ -26,7 +26,11 @@ impl PeerLinkState {
         live.note_credit(now, &frame);
         live.prefills.note(now, &frame);
         let peer = live.peer;
+        let has_lane = live.has_lane();
         let effects = match live.direction {
+            Direction::Incoming { .. } if !has_lane && !matches!(frame, Frame::LaneConnected { .. }) => {
+                Err(format!("peer sent a {} frame before LaneConnected", frame.name()))
+            }
             Direction::Incoming { .. } => self.on_senders_frame(session, peer, frame),
             Direction::Outgoing { .. } => on_receivers_frame(session, frame),
         };

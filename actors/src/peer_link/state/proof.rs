@@ -129,14 +129,16 @@ impl PeerLinkState {
         self.prove(session).into_iter().collect()
     }
 
-    /// The peer has named the transports of the session's lane, so it may get credits now. If the lane ends with our worker, no further
-    /// proof is needed.
+    /// The peer has named the transports of the session's lane, so the buffer manager may grant credits now. If the lane ends with our worker,
+    /// no further proof is needed.
     ///
     /// # Errors
     /// The lane is connected already.
     pub(super) fn on_lane_named(&mut self, session: SessionId, lane: &str) -> Result<SessionOpened, String> {
-        let live = self.sessions.get_mut(&session);
-        let opened = live.and_then(|live| live.on_lane(session)).ok_or("peer named its lane twice")?;
+        let live = self.sessions.get_mut(&session).filter(|live| live.stage == Stage::Connecting);
+        let live = live.ok_or("peer sent LaneConnected twice")?;
+        live.on_lane();
+        let opened = live.opened(session);
         if ends_with_worker(lane) {
             self.set_close_is_proof(session);
         }

@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 use connector::frame::{Frame, Incarnation};
 use connector::transport::Descriptor;
 
+use super::PROBE_LIMIT;
 use crate::messages::{ConnectionId, ReceiverId, SenderSession, SessionId, SessionOpened};
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// The transport is creating the worker.
     Opening,
-    /// Frames flow. The lane is not connected, or the sender has not named it yet, so no credits are granted.
+    /// The sender connects its lane. It has not named the lane yet, so the receiver grants no credits. (A receiver of version 11 grants
+    /// some.)
     Connecting,
-    /// The lane is connected, but has not moved pages yet.
+    /// The sender has named its lane, or does not name lanes (version 11). The lane has not moved pages yet.
     Up,
     /// The lane has moved pages.
     Probed,
@@ -47,8 +49,10 @@ pub(super) struct Session {
     pub(super) prefills: Prefills,
     /// The session was ended to make room for another peer.
     pub(super) ended_for_room: bool,
-    /// When [`PROBE_LIMIT`] began to count: at the opening until the lane is connected, then at the first credit.
-    pub(super) since: Option<Instant>,
+    /// The start of [`Stage::Opening`] or [`Stage::Connecting`], whichever came last.
+    pub(super) since: Instant,
+    /// The first credit.
+    pub(super) first_credit: Option<Instant>,
     /// The lane has moved pages. It stays true after the session has ended.
     pub(super) probed: bool,
     pub(super) connection: ConnectionId,
@@ -72,25 +76,46 @@ impl Session {
         matches!(self.stage, Stage::Connecting | Stage::Up | Stage::Probed)
     }
 
-    /// The lane is connected. Returns what begins now, or `None` if the session is not [`Stage::Connecting`]. The measurement waits until
-    /// other sessions have been measured, so its limit counts from the first credit.
-    pub(super) fn on_lane(&mut self, session: SessionId) -> Option<SessionOpened> {
-        if self.stage != Stage::Connecting {
-            return None;
-        }
-        (self.stage, self.since) = (Stage::Up, None);
-        Some(self.opened(session))
+    /// True if pages can be sent, or could be if the lane were measured.
+    pub(super) fn has_lane(&self) -> bool {
+        matches!(self.stage, Stage::Up | Stage::Probed)
     }
 
+    /// The lane is connected. False if the session was not [`Stage::Connecting`].
+    pub(super) fn on_lane(&mut self) -> bool {
+        let is_first = self.stage == Stage::Connecting;
+        if is_first {
+            self.stage = Stage::Up;
+        }
+        is_first
+    }
+
+    /// The message that tells the transfer actor or the buffer manager of the session.
     pub(super) fn opened(&self, session: SessionId) -> SessionOpened {
         SessionOpened { session, ring_pages: self.ring_pages, seed: self.seed }
     }
 
-    /// Starts the limit of the measurement at the first credit.
+    /// Notes the first credit.
     pub(super) fn note_credit(&mut self, now: Instant, frame: &Frame) {
         if matches!(frame, Frame::Grant { .. }) {
-            self.since.get_or_insert(now);
+            self.first_credit.get_or_insert(now);
         }
+    }
+
+    /// Why the session has to end, if its present stage has lasted longer than [`PROBE_LIMIT`]. A measurement waits until other sessions have been
+    /// measured, so its limit counts from the first credit.
+    pub(super) fn is_late(&self, now: Instant) -> Option<String> {
+        let (since, reason) = match (&self.stage, &self.direction) {
+            (Stage::Opening, _) => (self.since, "the transport did not open the session"),
+            (Stage::Connecting, Direction::Incoming { .. }) => {
+                (self.since, "the sender did not name its lane")
+            }
+            (Stage::Connecting, Direction::Outgoing { .. }) => (self.since, "the lane was not connected"),
+            (Stage::Up, _) => (self.first_credit?, "the lane moved no page"),
+            _ => return None,
+        };
+        let is_late = now.saturating_duration_since(since) > PROBE_LIMIT;
+        is_late.then(|| format!("{reason} within {} s", PROBE_LIMIT.as_secs()))
     }
 
     pub(super) fn sender(&self) -> Option<&SenderSession> {

@@ -74,8 +74,6 @@ fn welcomed(connection: u64) -> Welcomed {
     }
 }
 
-const PROBED_WRONGLY: &str = "LinkProbed was sent for a lane that is not connected or is already probed";
-const LATE: &str = "the lane was not connected or moved no page within 20 s";
 /// The protocol version of all sessions.
 const VERSION: u32 = 12;
 /// This process.
@@ -177,7 +175,7 @@ fn up(state: &mut PeerLinkState, peer: Incarnation, number: u64) -> Begun {
 /// A session with a sender that has our Welcome and has not named its lane yet.
 fn connecting(state: &mut PeerLinkState, peer: Incarnation, number: u64) -> Begun {
     let begun = join(state, Instant::now(), peer, number);
-    state.on_opened(begun.session, Ok(descriptor("ours")));
+    state.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
     begun
 }
 
@@ -203,7 +201,7 @@ fn reach(state: &mut PeerLinkState) -> Begun {
 /// A session with the first receiver that is up.
 fn up_outgoing(state: &mut PeerLinkState) -> Begun {
     let begun = reach(state);
-    state.on_opened(begun.session, Ok(descriptor("ours")));
+    state.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
     connect_lane(state, begun.session);
     begun
 }
@@ -254,10 +252,10 @@ fn a_listener_sends_welcome_and_a_dialler_connects() {
     assert_eq!(effects[1..], joined.opening());
     let (connection, ours) = (joined.connection, descriptor("ours"));
     assert_eq!(
-        state.on_opened(session, Ok(ours.clone())),
+        state.on_opened(Instant::now(), session, Ok(ours.clone())),
         [to::sockets(SayWelcome { connection, session, descriptor: ours.clone() })]
     );
-    assert_eq!(state.on_opened(session, Ok(ours.clone())), [], "a session opens once");
+    assert_eq!(state.on_opened(Instant::now(), session, Ok(ours.clone())), [], "a session opens once");
     let opened = to::buffer_manager(SessionOpened { session, ring_pages: RING, seed: SEED });
     assert_eq!(joined.receives(&mut state, lane_connected("tcp/lo")), [opened], "the lane is named");
 
@@ -268,7 +266,7 @@ fn a_listener_sends_welcome_and_a_dialler_connects() {
     assert_eq!(effects, reached.opening());
     let opened = SessionOpened { session, ring_pages: 5, seed: SEED };
     assert_eq!(
-        state.on_opened(session, Ok(ours)),
+        state.on_opened(Instant::now(), session, Ok(ours)),
         [
             to::transfer(opened),
             to::sockets(Carry { connection: reached.connection, session }),
@@ -307,24 +305,66 @@ fn a_session_must_probe_its_lane_once_and_in_time() {
     assert_eq!((begun.receives(&mut state, probed()).len(), state.ready()), (4, 1));
     assert_eq!(state.on_tick(now + PROBE_LIMIT * 2), []);
     let twice = begun.receives(&mut state, probed());
-    assert_eq!(twice, begun.ended(PROBED_WRONGLY, false));
+    assert_eq!(twice, begun.ended("LinkProbed was sent for a lane that is already probed", false));
     assert_eq!(state.on_closed(begun.session, true), [begun.drained()]);
-    let late = join(&mut state, now, A, 2);
-    let effects = state.on_tick(now + PROBE_LIMIT + Duration::from_secs(1));
-    assert_eq!(effects, late.ended(LATE, false));
 }
 
 #[test]
-fn a_sender_must_name_its_lane_once_and_in_time_and_before_it_measures_it() {
-    let mut state = state(true);
-    let late = connecting(&mut state, A, 1);
+fn each_step_of_the_beginning_of_a_session_is_limited() {
     let after = Instant::now() + PROBE_LIMIT + Duration::from_secs(1);
-    assert_eq!(state.on_tick(after), late.ended(LATE, false));
-    let early = connecting(&mut state, A, 2);
-    assert_eq!(early.receives(&mut state, probed()), early.ended(PROBED_WRONGLY, false));
+    let check = |begun: Begun, mut state: PeerLinkState, reason: &str| {
+        assert_eq!(state.on_tick(after), begun.ended(reason, false));
+    };
+    let grant = || Frame::Grant { first: CreditNumber(0), pages: vec![PageIndex(0)] };
+
+    let mut first = state(true);
+    check(
+        join(&mut first, Instant::now(), A, 1),
+        first,
+        "the transport did not open the session within 20 s",
+    );
+    let mut first = state(true);
+    check(connecting(&mut first, A, 1), first, "the sender did not name its lane within 20 s");
+    let mut first = state(true);
+    let begun = up(&mut first, A, 1);
+    deliver(&mut first, SendFrame { session: begun.session, frame: grant() });
+    check(begun, first, "the lane moved no page within 20 s");
+
+    let mut first = state(true);
+    let begun = reach(&mut first);
+    first.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
+    // A receiver of version 11 grants credits before the lane is connected.
+    begun.receives(&mut first, grant());
+    check(begun, first, "the lane was not connected within 20 s");
+    let mut first = state(true);
+    let begun = reach(&mut first);
+    first.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
+    begun.receives(&mut first, grant());
+    connect_lane(&mut first, begun.session);
+    check(begun, first, "the lane moved no page within 20 s");
+}
+
+#[test]
+fn a_sender_must_name_its_lane_once_and_before_all_else() {
+    let mut state = state(true);
+    for (number, early) in [(1, probed()), (2, Frame::Leaving)] {
+        let begun = connecting(&mut state, A, number);
+        let reason = format!("peer sent a {} frame before LaneConnected", early.name());
+        assert_eq!(begun.receives(&mut state, early), begun.ended(&reason, false));
+    }
     let twice = up(&mut state, A, 3);
     let effects = twice.receives(&mut state, lane_connected("tcp/lo"));
-    assert_eq!(effects, twice.ended("peer named its lane twice", false));
+    assert_eq!(effects, twice.ended("peer sent LaneConnected twice", false));
+}
+
+#[test]
+fn a_sender_that_leaves_says_so_after_it_has_named_its_lane() {
+    let mut state = state(true);
+    let begun = reach(&mut state);
+    state.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
+    assert_eq!(deliver(&mut state, AnnounceLeaving), [], "the receiver does not know the session yet");
+    let effects = connect_lane(&mut state, begun.session);
+    assert_eq!(effects[..2], [begun.writes(lane_connected("tcp/lo")), begun.writes(Frame::Leaving)]);
 }
 
 #[test]
@@ -334,7 +374,10 @@ fn a_sender_of_version_11_gets_credits_at_once() {
     let (session, connection) = (opening(&deliver(&mut state, older)), ConnectionId(101));
     let opened = to::buffer_manager(SessionOpened { session, ring_pages: RING, seed: SEED });
     let welcome = to::sockets(SayWelcome { connection, session, descriptor: descriptor("ours") });
-    assert_eq!(state.on_opened(session, Ok(descriptor("ours"))), [opened, welcome]);
+    assert_eq!(state.on_opened(Instant::now(), session, Ok(descriptor("ours"))), [opened, welcome]);
+    assert_eq!(state.on_tick(Instant::now() + PROBE_LIMIT * 3), [], "it waits for its first credit");
+    let begun = Begun { session, peer: A, connection, is_incoming: true };
+    assert_eq!((begun.receives(&mut state, probed()).len(), state.ready()), (4, 1));
 }
 
 #[test]
@@ -343,13 +386,14 @@ fn our_own_probe_is_sent_once() {
     let begun = reach(&mut state);
     let send = SendFrame { session: begun.session, frame: probed() };
     assert_eq!(deliver(&mut state, send.clone()), [], "the session is not up yet");
-    state.on_opened(begun.session, Ok(descriptor("ours")));
+    state.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
     connect_lane(&mut state, begun.session);
     assert_eq!(state.ready(), 0);
     let load = Frame::Load { waiting_tokens: 0, begun_tokens: 0, nanos_per_token: None, cache_pages: 50 };
     assert_eq!(deliver(&mut state, send.clone()), [begun.writes(probed()), begun.writes(load)]);
     assert_eq!(state.ready(), 1);
-    assert_eq!(deliver(&mut state, send), begun.ended(PROBED_WRONGLY, false));
+    let reason = "LinkProbed was sent for a lane that is already probed";
+    assert_eq!(deliver(&mut state, send), begun.ended(reason, false));
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn the_advertised_address_of_a_sender_reaches_the_proxy() {
         let mut state = state(true);
         let came = HelloCame { http: http.to_owned(), address: link.to_owned(), ..hello_came(A, 1) };
         let begun = join_with(&mut state, Instant::now(), came);
-        state.on_opened(begun.session, Ok(descriptor("ours")));
+        state.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
         begun.receives(&mut state, lane_connected("tcp/lo"));
         let expect = expect.map(|expect| expect.parse().unwrap());
         let (session, pid, name) = (begun.session, A.pid, A.name());
@@ -223,7 +223,8 @@ fn a_stale_frame_is_counted_and_dropped() {
     let begun = join(&mut state, Instant::now(), A, 1);
     assert_eq!(begun.receives(&mut state, Frame::Leaving), []);
     assert_eq!(state.counts().stale_frames, 2, "the session is not up yet");
-    state.on_opened(begun.session, Ok(descriptor("ours")));
+    state.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
+    begun.receives(&mut state, lane_connected("tcp/lo"));
     assert_eq!(begun.receives(&mut state, Frame::Leaving).len(), 2);
     state.on_end(begun.session, "eof".into());
     assert_eq!(begun.receives(&mut state, Frame::Leaving), []);
@@ -238,7 +239,7 @@ fn frames_are_written_only_while_the_session_is_up() {
     let frame = Frame::RingShare { pages: 3 };
     let send = SendFrame { session: begun.session, frame: frame.clone() };
     assert_eq!(deliver(&mut state, send.clone()), []);
-    state.on_opened(begun.session, Ok(descriptor("ours")));
+    state.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
     assert_eq!(deliver(&mut state, send.clone()), [begun.writes(frame.clone())]);
     begun.receives(&mut state, lane_connected("tcp/lo"));
     begun.receives(&mut state, probed());

@@ -16,7 +16,7 @@ fn full() -> (PeerLinkState, [Begun; 2], Instant) {
         state.on(now, Challenged { receiver, connection, incarnation: peer }.into());
         let welcomed = Welcomed { receiver, incarnation: peer, ..welcomed(connection.0) };
         let session = opening(&state.on(now, welcomed.into()));
-        state.on_opened(session, Ok(descriptor("ours")));
+        state.on_opened(Instant::now(), session, Ok(descriptor("ours")));
         connect_lane(&mut state, session);
         state.on(now, SendFrame { session, frame: probed() }.into());
         Begun { session, peer, connection, is_incoming: false }

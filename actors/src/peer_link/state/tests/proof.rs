@@ -106,12 +106,10 @@ fn a_closed_session_waits_for_proof_if_peers_write_without_our_worker() {
 /// A session whose sender has named its transports and is not measured yet, in a process whose configuration allows lanes that need proof.
 #[test]
 fn a_closed_session_needs_no_further_proof_if_its_lane_ends_with_our_worker() {
-    let check = |lane: Option<&str>, proves: bool| {
+    let check = |lane: &str, proves: bool| {
         let mut state = state(false);
         let begun = connecting(&mut state, A, 1);
-        if let Some(lane) = lane {
-            assert_eq!(begun.receives(&mut state, lane_connected(lane)).len(), 1);
-        }
+        assert_eq!(begun.receives(&mut state, lane_connected(lane)).len(), 1);
         assert_eq!(
             state.on_end(begun.session, "eof".into()),
             begun.ended("eof", false),
@@ -120,13 +118,12 @@ fn a_closed_session_needs_no_further_proof_if_its_lane_ends_with_our_worker() {
         let expect = if proves { vec![begun.drained()] } else { vec![] };
         assert_eq!(state.on_closed(begun.session, true), expect, "{lane:?}");
     };
-    check(Some("rc_mlx5/mlx5_0:1,tcp/eth0"), true);
-    check(Some("tcp/eth0"), true);
-    check(Some("cuda_ipc/cuda,tcp/lo"), false);
-    check(Some("cma/memory,posix/memory,tcp/lo"), false);
-    check(Some("dc_mlx5/mlx5_0:1,tcp/eth0"), false);
-    check(Some("unknown"), false);
-    check(None, false);
+    check("rc_mlx5/mlx5_0:1,tcp/eth0", true);
+    check("tcp/eth0", true);
+    check("cuda_ipc/cuda,tcp/lo", false);
+    check("cma/memory,posix/memory,tcp/lo", false);
+    check("dc_mlx5/mlx5_0:1,tcp/eth0", false);
+    check("unknown", false);
 }
 
 /// A sender of version 11 sends no `LaneConnected`, and its `LinkProbed` may leave out transports.
@@ -198,9 +195,12 @@ fn each_senders_process_is_watched_once() {
 
 #[test]
 fn a_lost_session_that_held_no_credit_needs_no_proof() {
-    for ends_first in [true, false] {
+    // The second sender has not named its lane.
+    for (ends_first, begin) in
+        [(true, up as fn(&mut _, _, _) -> _), (false, up), (true, connecting), (false, connecting)]
+    {
         let mut state = state(false);
-        let begun = up(&mut state, A, 1);
+        let begun = begin(&mut state, A, 1);
         state.on_end(begun.session, "eof".into());
         let nothing = NothingOutstanding { session: begun.session };
         let effects = if ends_first {
