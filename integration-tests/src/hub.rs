@@ -4,6 +4,7 @@
 mod answer;
 mod faults;
 mod home;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -19,6 +20,7 @@ use sha2::{Digest, Sha256};
 
 pub use faults::Fault;
 pub use home::HubHome;
+pub use tls::{ConnectProxy, certificate};
 
 /// A repository at one commit: the bytes of its files by path.
 pub type RepoFiles = BTreeMap<String, Vec<u8>>;
@@ -152,9 +154,11 @@ impl FakeHub {
         hears
     }
 
-    /// Sends on.
+    /// Sends on, and forgets an alarm that has not come.
     pub fn resume(&self) {
-        self.state().is_paused = false;
+        let mut state = self.state();
+        (state.is_paused, state.alarm) = (false, None);
+        drop(state);
         self.shared.resumed.notify_all();
     }
 

@@ -9,16 +9,26 @@ mod serving;
 
 use std::fs;
 use std::process::Output;
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use integration_tests::folders::{SmallModel, small_models};
 use integration_tests::hub::RepoFiles;
 
 /// A model of the fixture that is divided into several files, and the files of its repository. Some of them are not needed.
 fn sharded() -> Result<(SmallModel, RepoFiles)> {
-    let models = small_models()?;
-    for model in models {
-        let folder = model.write("hub")?;
+    // Threads of one test would write the same folder.
+    static SHARDED: Mutex<Option<(SmallModel, RepoFiles)>> = Mutex::new(None);
+    let mut sharded = SHARDED.lock().unwrap_or_else(PoisonError::into_inner);
+    if sharded.is_none() {
+        *sharded = Some(write_sharded()?);
+    }
+    sharded.clone().context("it was written")
+}
+
+fn write_sharded() -> Result<(SmallModel, RepoFiles)> {
+    for model in small_models()? {
+        let folder = model.write("hub-model")?;
         let mut files = RepoFiles::new();
         for entry in fs::read_dir(folder.path())? {
             let entry = entry?;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
@@ -13,7 +14,7 @@ use crate::process::{Process, binary};
 
 /// A folder in place of `~/.cache/huggingface`, and the hub whose models it has.
 pub struct HubHome {
-    folder: Folder,
+    folder: Arc<Folder>,
     url: String,
     variables: Vec<(String, String)>,
 }
@@ -28,7 +29,13 @@ impl HubHome {
         let name = format!("baton-hub-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = Folder(env::temp_dir().join(name));
         fs::create_dir_all(&folder.0)?;
-        Ok(Self { folder, url: hub.url(), variables: Vec::new() })
+        Ok(Self { folder: Arc::new(folder), url: hub.url(), variables: Vec::new() })
+    }
+
+    /// The folder of `other` with another hub.
+    #[must_use]
+    pub fn of(other: &Self, hub: &FakeHub) -> Self {
+        Self { folder: Arc::clone(&other.folder), url: hub.url(), variables: Vec::new() }
     }
 
     /// The same with another variable.

@@ -139,6 +139,8 @@ impl<'a> Fetch<'a> {
         let unsuitable = |reason| HubError::Unsuitable { repo: self.name.repo.clone(), reason };
         let names = tree.names();
         let mut selection = select(&names, self.name.file.as_deref(), self.parts).map_err(unsuitable)?;
+        // With the list, a start without the hub knows whether anything is missing.
+        self.cache.set_tree(commit, tree)?;
         self.fetch(client, commit, tree, &selection.texts).await?;
         if selection.has_index {
             let path = self.cache.snapshot(commit).join(INDEX);
@@ -146,7 +148,6 @@ impl<'a> Fetch<'a> {
             selection.weights = shards(&index, &names).map_err(unsuitable)?;
         }
         self.fetch(client, commit, tree, &selection.weights).await?;
-        self.cache.set_tree(commit, tree)?;
         // The revision leads to the commit once all files are there. Until then it leads to the last one, which may be whole.
         self.cache.set_commit(self.name.revision(), commit)?;
         Ok(self.path(commit, &selection))

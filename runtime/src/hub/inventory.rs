@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::cache::{RepoCache, files_below};
 use super::error::{HubError, size_text};
 use super::name::{HubName, is_gguf};
-use super::select::ModelParts;
+use super::select::{INDEX, ModelParts};
 
 /// One revision of a model in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -80,7 +80,7 @@ fn of_repo(cache: &Path, id: &str) -> Vec<CachedModel> {
                 bytes: files.iter().map(fs::Metadata::len).sum(),
                 partial_bytes,
                 last_used: files.iter().map(MetadataExt::atime).max().unwrap_or(0),
-                state: state(&repo, &commit),
+                state: state(&repo, &commit, partial_bytes),
                 commit: Some(commit),
                 path,
             }
@@ -101,14 +101,14 @@ fn of_repo(cache: &Path, id: &str) -> Vec<CachedModel> {
     found
 }
 
-fn state(repo: &RepoCache, commit: &str) -> CachedState {
+fn state(repo: &RepoCache, commit: &str, partial_bytes: u64) -> CachedState {
     let has_gguf = || {
         files_below(&repo.snapshot(commit)).iter().any(|file| is_gguf(file) && repo.has(commit, file, None))
     };
     let has = |parts| repo.check(commit, None, parts).is_ok_and(|(_, missing)| missing.is_empty());
     if has(ModelParts::All) || has_gguf() {
         CachedState::Complete
-    } else if has(ModelParts::WithoutWeights) {
+    } else if has(ModelParts::WithoutWeights) && partial_bytes == 0 && !repo.has(commit, INDEX, None) {
         CachedState::WithoutWeights
     } else {
         CachedState::Incomplete
