@@ -3,6 +3,7 @@
 //! Without a handler, the first process of a container ignores SIGTERM. The thread of this module ends the process with the exit code that a
 //! shell shows for the signal. A download needs no other care: the next start continues it.
 
+use std::io::{self, IsTerminal};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -41,8 +42,10 @@ fn wait() {
     };
     let Some((name, kind)) = runtime.block_on(waiting) else { return };
     if IS_EARLY.load(Ordering::SeqCst) {
+        // The bar of a download may be on the line.
+        let clear = if io::stderr().is_terminal() { "\r\x1b[2K" } else { "" };
         eprintln!(
-            "\nerror: {name} ended the process before it was ready; the next start continues a download"
+            "{clear}error: {name} ended the process before it was ready; the next start continues a download"
         );
         process::exit(128 + kind.as_raw_value());
     }

@@ -140,7 +140,7 @@ impl<'a> Fetch<'a> {
         let names = tree.names();
         let mut selection = select(&names, self.name.file.as_deref(), self.parts).map_err(unsuitable)?;
         // With the list, a start without the hub knows whether anything is missing.
-        self.cache.set_tree(commit, tree)?;
+        self.note(self.cache.set_tree(commit, tree));
         self.fetch(client, commit, tree, &selection.texts).await?;
         if selection.has_index {
             let path = self.cache.snapshot(commit).join(INDEX);
@@ -149,8 +149,15 @@ impl<'a> Fetch<'a> {
         }
         self.fetch(client, commit, tree, &selection.weights).await?;
         // The revision leads to the commit once all files are there. Until then it leads to the last one, which may be whole.
-        self.cache.set_commit(self.name.revision(), commit)?;
+        self.note(self.cache.set_commit(self.name.revision(), commit));
         Ok(self.path(commit, &selection))
+    }
+
+    /// A record for later starts is not needed now. A cache that cannot be written serves as long as no file is missing.
+    fn note(&self, recorded: Result<(), HubError>) {
+        if let Err(error) = recorded {
+            tracing::warn!(model = %self.name, "a start without the hub may not find the model: {error}");
+        }
     }
 
     /// Downloads those of the files that the commit lacks.

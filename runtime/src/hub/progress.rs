@@ -87,7 +87,7 @@ impl Drop for Progress {
 
 /// The progress in words.
 fn line(name: &str, done: u64, total: u64, per_second: f64) -> String {
-    let percent = if total == 0 { 100 } else { (done * 100 / total).min(100) };
+    let percent = (done * 100).checked_div(total).unwrap_or(100).min(100);
     let speed = size_text(per_second as u64);
     let left = total.saturating_sub(done) as f64 / per_second;
     let left = if left.is_finite() && left < 1e6 {
