@@ -89,7 +89,7 @@ fn missing_files_are_found() {
     let siblings = [
         sibling("config.json", 2),
         sibling("tokenizer.json", 9),
-        sibling(INDEX, 60),
+        sibling(INDEX, 61),
         sibling("a.safetensors", 7),
         sibling("b.safetensors", 8),
     ];
