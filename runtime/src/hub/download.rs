@@ -122,7 +122,7 @@ impl Download<'_> {
                 }
             }
         }
-        part.file.sync_data().map_err(|error| self.write_error(error, partial))?;
+        part.file.sync_data().map_err(|error| write_error(error, partial, file, part.bytes))?;
         let found = part.checksum.finish();
         let is_right = found == file.etag;
         if !is_right {
@@ -186,7 +186,7 @@ impl Download<'_> {
                     file.bytes.unwrap_or_default()
                 )));
             }
-            part.write(&bytes).map_err(|error| self.write_error(error, &part.path))?;
+            part.write(&bytes).map_err(|error| write_error(error, &part.path, file, part.bytes))?;
             self.progress.add(bytes.len() as u64);
         }
         match file.bytes {
@@ -204,17 +204,6 @@ impl Download<'_> {
                 HubError::Interrupted { repo: self.name.repo.clone(), file: file.path.clone(), done, reason }
             }
             failure => self.client.error(failure, &self.name.repo, self.name.revision()),
-        }
-    }
-
-    fn write_error(&self, error: std::io::Error, path: &Path) -> HubError {
-        match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => HubError::DiskFull {
-                folder: self.cache.folder.clone(),
-                needed: "part of its files".to_owned(),
-                available: size_text(available(&self.cache.folder).unwrap_or(0)),
-            },
-            _ => HubError::cache("write", path)(error),
         }
     }
 }
@@ -248,6 +237,19 @@ impl Part {
         self.checksum.update(bytes);
         self.bytes += bytes.len() as u64;
         Ok(())
+    }
+}
+
+/// The error of a write to the part of a file that has `done` bytes.
+fn write_error(error: std::io::Error, path: &Path, file: &RemoteFile, done: u64) -> HubError {
+    if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        return HubError::cache("write", path)(error);
+    }
+    let folder = path.parent().unwrap_or(path);
+    HubError::DiskFull {
+        folder: folder.to_owned(),
+        needed: file.bytes.map_or_else(|| "file".to_owned(), |bytes| size_text(bytes.saturating_sub(done))),
+        available: size_text(available(folder).unwrap_or(0)),
     }
 }
 
@@ -292,6 +294,27 @@ mod tests {
         for other in ["", "bytes */100", "items 1-2/3", "bytes 10-99"] {
             assert_eq!(content_range(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_full_disk_has_its_sentence() {
+        let file = RemoteFile {
+            path: "m.gguf".to_owned(),
+            url: String::new(),
+            etag: String::new(),
+            kind: ChecksumKind::Git,
+            bytes: Some(5_000_000),
+        };
+        let sentence = |kind: ErrorKind| {
+            write_error(kind.into(), Path::new("/nowhere/blobs/aa.incomplete"), &file, 2_000_000).to_string()
+        };
+        for full in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded] {
+            let sentence = sentence(full);
+            let words = "the disk of /nowhere/blobs is full: the model needs another 3.0 MB and 0 B are free";
+            assert!(sentence.starts_with(words), "{sentence}");
+        }
+        let denied = sentence(ErrorKind::PermissionDenied);
+        assert!(denied.starts_with("cannot write /nowhere/blobs/aa.incomplete: "), "{denied}");
     }
 
     #[test]
