@@ -90,6 +90,10 @@ impl RepoCache {
     /// Links a blob into the folder of a commit.
     pub(super) fn link(&self, commit: &str, path: &str, etag: &str) -> Result<(), HubError> {
         let pointer = self.snapshot(commit).join(path);
+        if !is_relative(path) || !is_relative(etag) {
+            let error = io::Error::new(ErrorKind::InvalidInput, "the path leads out of the folder");
+            return Err(HubError::cache("create", &pointer)(error));
+        }
         if let Some(folder) = pointer.parent() {
             fs::create_dir_all(folder).map_err(HubError::cache("create", folder))?;
         }

@@ -76,7 +76,7 @@ impl<'a> Fetch<'a> {
         };
         let wrong = || HubError::Unexpected {
             url: url.clone(),
-            what: "without a commit and a list of files".to_owned(),
+            what: "without a commit and a list of files with relative paths".to_owned(),
         };
         let commit = answer["sha"].as_str().filter(|commit| is_commit(commit)).ok_or_else(wrong)?;
         let tree = Tree::of_siblings(&answer["siblings"]).ok_or_else(wrong)?;

@@ -77,10 +77,10 @@ fn is_revision(revision: &str) -> bool {
         && revision.chars().all(is_plain)
 }
 
-/// Whether the path has no part that leads elsewhere.
+/// Whether the path has no part that leads elsewhere, and no control characters.
 pub(super) fn is_relative(path: &str) -> bool {
     let is_plain = |part: &str| !["", ".", ".."].contains(&part);
-    path.split('/').all(is_plain) && !path.contains(['\\', '\0'])
+    path.split('/').all(is_plain) && !path.contains(|c: char| c == '\\' || c.is_control())
 }
 
 /// Whether the path is that of a GGUF file.
@@ -141,6 +141,7 @@ mod tests {
             "a/b:../x.gguf",
             "a/b:/x.gguf",
             "a/b:x\\y.gguf",
+            "a/b:x\n.gguf",
             "C:\\m",
             "é/b",
             &long,

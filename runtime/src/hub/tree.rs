@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::name::is_relative;
+
 /// The version of the format that Python's `huggingface_hub` keeps lists in.
 const FORMAT: u64 = 1;
 
@@ -35,7 +37,8 @@ impl Tree {
         Self(names.into_iter().map(|name| (name, None)).collect())
     }
 
-    /// The files in the field `siblings` of the hub's answer about a model; `None` if the answer is of another form.
+    /// The files in the field `siblings` of the hub's answer about a model; `None` if the answer is of another form. A list with a path that
+    /// leads out of the folder of a commit is refused as a whole.
     pub(super) fn of_siblings(siblings: &Value) -> Option<Self> {
         let entry = |one: &Value| {
             let lfs = &one["lfs"];
@@ -46,15 +49,18 @@ impl Tree {
                 lfs_size: lfs["size"].as_u64(),
             })
         };
-        let file = |one: &Value| Some((one["rfilename"].as_str()?.to_owned(), entry(one)));
+        let file = |one: &Value| {
+            let path = one["rfilename"].as_str().filter(|path| is_relative(path))?;
+            Some((path.to_owned(), entry(one)))
+        };
         Some(Self(siblings.as_array()?.iter().map(file).collect::<Option<_>>()?))
     }
 
-    /// Reads a recorded list; `None` if it has another format.
+    /// Reads a recorded list; `None` if it has another format, or a path that leads elsewhere.
     pub(super) fn parse(json: &[u8]) -> Option<Self> {
         let file: TreeFile = serde_json::from_slice(json).ok()?;
-        (file.format_version == FORMAT)
-            .then(|| Self(file.files.into_iter().map(|(name, entry)| (name, Some(entry))).collect()))
+        let is_right = file.format_version == FORMAT && file.files.keys().all(|path| is_relative(path));
+        is_right.then(|| Self(file.files.into_iter().map(|(name, entry)| (name, Some(entry))).collect()))
     }
 
     /// The list to record; `None` if it lacks the size or the checksum of a file.
@@ -101,6 +107,17 @@ mod tests {
             }})
         );
         assert_eq!(Tree::parse(text.as_bytes()), Some(tree));
+    }
+
+    /// The paths become paths of the cache.
+    #[test]
+    fn a_list_with_a_path_that_leads_elsewhere_is_refused() {
+        for path in ["../../x.gguf", "/x.gguf", "a/../x.gguf", "a//x.gguf", "a\\x.gguf", "a\n.gguf", "\u{1b}[2J.gguf", ""] {
+            let siblings = json!([{"rfilename": "config.json"}, {"rfilename": path}]);
+            assert_eq!(Tree::of_siblings(&siblings), None, "{path:?}");
+            let recorded = json!({"format_version": 1, "files": {path: {"size": 1, "blob_id": "b"}}});
+            assert_eq!(Tree::parse(recorded.to_string().as_bytes()), None, "{path:?}");
+        }
     }
 
     /// A mirror may send names only. Such a list serves the download and is not recorded.

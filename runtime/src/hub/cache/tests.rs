@@ -46,6 +46,9 @@ fn the_layout_is_that_of_python() {
     assert!(!repo.has(COMMIT, "config.json", None), "the link leads nowhere");
     repo.link(COMMIT, "config.json", "bb").unwrap();
     assert_eq!(link("config.json"), Path::new("../../blobs/bb"));
+    for path in ["../x", "/tmp/x", "a/../../x"] {
+        assert_eq!(repo.link(COMMIT, path, "bb").unwrap_err().kind(), "cache", "{path}");
+    }
     assert_eq!(
         files_below(&repo.snapshot(COMMIT)),
         ["additional_chat_templates/tool_use.jinja", "config.json"]
