@@ -1,4 +1,4 @@
-//! The parts that the tests and programs of this crate share: real `runtime` processes and a client for them, and the simulation of whole
+//! The parts that the tests and programs of this crate share: real `runtime` processes and a client for them, a hub of models, and the simulation of whole
 //! histories in virtual time: of such processes ([`simulation`]), and of fleets ([`fleet_simulation`]).
 //!
 //! Tests bind every port as 0 and read the address back. Every wait has a deadline. A process ends with the test that started it.
@@ -10,6 +10,7 @@ pub mod fixtures;
 pub mod fleet_simulation;
 pub mod folders;
 mod gguf;
+pub mod hub;
 pub mod kills;
 pub mod message_table;
 pub mod process;

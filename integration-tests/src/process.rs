@@ -82,6 +82,14 @@ impl Process {
         Self::spawn(shell, arguments, &[])
     }
 
+    /// Starts a command that has its arguments and variables already.
+    ///
+    /// # Errors
+    /// The process cannot be started.
+    pub fn start_command(command: Command) -> Result<Self> {
+        Self::spawn(command, &[], &[])
+    }
+
     fn spawn(mut command: Command, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         for (name, _) in std::env::vars() {
             if name.starts_with("BATON_") || name.starts_with("UCX_") {

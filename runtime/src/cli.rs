@@ -1,5 +1,7 @@
 //! The command line and the exit code.
 
+mod model_commands;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,7 +9,9 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
-use crate::{panics, roles, telemetry};
+use crate::{hub, panics, roles, telemetry};
+
+pub use model_commands::{ModelsCommand, ModelsOptions, PullOptions};
 
 const AFTER_HELP: &str = "\
 Start two processes and send a request:
@@ -21,6 +25,10 @@ Start two nodes that prefill and decode for each other (on one host, their ports
   runtime --role node --set link.peers=127.0.0.1:55555,127.0.0.1:55556 \\
           --set link.port=55556 --set http.port=8201 --set frontend.port=9001 &
 
+Serve a model of the hub; its files go to the cache that Python's tools share:
+  runtime --model HuggingFaceTB/SmolLM2-135M-Instruct
+  runtime --model org/name@revision, org/name:file.gguf
+
 Forward the requests of clients to these nodes:
   runtime --role proxy --set fleet.nodes=127.0.0.1:8200,127.0.0.1:8201 --set frontend.port=9100
 
@@ -31,7 +39,8 @@ Configuration, in this order (a later source overrides an earlier one):
 Exit codes:
   0  clean end after SIGTERM or SIGINT
   1  could not start, or failed while running; the last line of standard error says why
-  2  the command line or the configuration is wrong; nothing was started";
+  2  the command line or the configuration is wrong; nothing was started
+  130, 143  SIGINT or SIGTERM ended the process before it was ready";
 
 /// The heading of the flags that `vllm serve` has too.
 const VLLM: &str = "Flags of `vllm serve`";
@@ -62,8 +71,8 @@ pub struct Cli {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Model: a GGUF file or a Hugging Face folder (the key `model`)
-    #[arg(long, value_name = "PATH")]
+    /// Model: a GGUF file, a Hugging Face folder, or the id of a model on the hub (the key `model`)
+    #[arg(long, value_name = "PATH|ID")]
     pub model: Option<String>,
 
     /// HTTP port: sets `http.port` for a sender, receiver or node, `frontend.port` for a local process or a proxy
@@ -125,6 +134,23 @@ pub enum CliCommand {
     /// Measures a running server, or the transport between two processes
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Downloads a model of the hub into the cache and prints where it is
+    Pull(PullOptions),
+    /// Lists the models in the cache, or removes one
+    Models(ModelsOptions),
+}
+
+impl CliCommand {
+    fn run(&self, log: &telemetry::Filter) -> anyhow::Result<()> {
+        match self {
+            Self::Bench(bench) => bench.run(),
+            Self::Pull(pull) => {
+                telemetry::start(log.clone());
+                Ok(pull.run()?)
+            }
+            Self::Models(models) => Ok(models.run()?),
+        }
+    }
 }
 
 /// The parts of `--kv-transfer-config` that Baton reads.
@@ -214,14 +240,8 @@ pub fn main() -> ExitCode {
 pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     panics::end_the_process();
     let cli = Cli::parse();
-    if let Some(CliCommand::Bench(bench)) = &cli.command {
-        return match bench.run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                ExitCode::FAILURE
-            }
-        };
+    if let Some(command) = &cli.command {
+        return exit_code(command.run(&cli.log));
     }
     let config = match cli.resolve(Surroundings::of_process()) {
         Ok(config) => config,
@@ -236,7 +256,12 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     }
     telemetry::start(if cli.disable_log_requests { cli.log.without_requests() } else { cli.log });
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
-    match roles::run(config.role, config, open) {
+    let served = hub::localize(config).map_err(anyhow::Error::new);
+    exit_code(served.and_then(|config| roles::run(config.role, config, open)))
+}
+
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -25,6 +25,7 @@
 
 mod device_defaults;
 mod flag;
+mod hub_settings;
 mod layers;
 mod lmcache;
 mod print;
@@ -49,6 +50,7 @@ use values::{
 };
 
 pub use flag::Flag;
+pub use hub_settings::HubSettings;
 pub use layers::{ConfigErrors, Problem};
 pub use role::Role;
 pub use surroundings::Surroundings;
@@ -268,19 +270,19 @@ sections! {
 const TOP_KEYS: &[ConfigKey] = &[
     ConfigKey {
         name: "model",
-        doc: " The model: a GGUF file, or a Hugging Face folder.",
+        doc: " The model: a GGUF file, a Hugging Face folder, or the id of a model on the hub.",
         default: |_, place| Value::from(place.default_model().display().to_string()),
         check: |value| path(value).map(drop),
     },
     ConfigKey {
         name: "tokenizer",
-        doc: " A GGUF file or folder whose tokenizer and chat template are used instead of the model's.",
+        doc: " A GGUF file, a folder or an id of the hub whose tokenizer and chat template are used instead of the model's.",
         default: |_, _| Value::from(layers::NOTHING),
         check: |value| optional(value, path).map(drop),
     },
     ConfigKey {
         name: "served_model_name",
-        doc: " The model name that clients use. The default is the file's name without its quantisation, or the folder's name.",
+        doc: " The model name that clients use. The default is the file's name without its quantisation, the folder's name, or the id on the hub.",
         default: |_, _| Value::from(layers::NOTHING),
         check: |value| optional(value, text).map(drop),
     },
@@ -300,7 +302,7 @@ pub fn keys() -> impl Iterator<Item = &'static ConfigKey> {
 /// The resolved configuration of one process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The model: a GGUF file or a Hugging Face folder.
+    /// The model: a GGUF file, a Hugging Face folder, or an id of the hub, which [`crate::hub::localize`] replaces by a path.
     pub model: PathBuf,
     /// The file or folder of the tokenizer and the chat template, if not that of the model.
     pub tokenizer: Option<PathBuf>,

@@ -6,12 +6,14 @@
 //! - [`mod@bench`]: benchmarks of a running server and of the transport between two processes.
 //! - [`panics`]: ends the process when a thread panics.
 //! - [`roles`]: starts and stops a receiver, a sender or a local process.
+//! - [`hub`]: models by name, from the hub and the cache that Python's tools share.
 //! - [`membership`]: the members of a fleet, from etcd or DNS.
 //! - [`grammar`]: compiles the grammars that answers follow.
 //! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
 //! - [`drain`]: the stages of the end of a process's work.
 //! - [`kv_events`]: publishes the changes of the prefix cache to routers.
 //! - [`config`]: the only module that reads the environment and configuration files.
+//! - [`early_signals`]: ends a process that gets a signal before it serves.
 //! - [`telemetry`]: the log.
 //! - [`open_files`]: the limit of open files, and the number of connections that it allows.
 #![forbid(unsafe_code)]
@@ -20,8 +22,10 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod drain;
+pub mod early_signals;
 pub mod frontend;
 pub mod grammar;
+pub mod hub;
 pub mod kv_events;
 pub mod membership;
 pub mod open_files;

@@ -26,7 +26,7 @@ use crate::place;
 pub(crate) use cuda::PART as CUDA;
 pub(crate) use model::PART as MODEL;
 pub(crate) use npm::{OPENAI as NPM_OPENAI, SCHEMAS};
-pub(crate) use python::{OPENAI, SUITES, ZMQ};
+pub(crate) use python::{HUB, OPENAI, SUITES, ZMQ};
 pub(crate) use qwen::PART as QWEN;
 pub(crate) use ucx::PART as UCX;
 

@@ -7,6 +7,8 @@ use std::thread;
 
 use common::cache_folder;
 
+use super::HubSettings;
+
 /// The prefix of the environment variables that set keys.
 pub(super) const PREFIX: &str = "BATON_";
 
@@ -26,6 +28,8 @@ pub struct Surroundings {
     pub(super) ucx_variables: BTreeMap<String, String>,
     /// The file in `LMCACHE_CONFIG_FILE`. It is read if `--config` is not given.
     pub lmcache_file: Option<PathBuf>,
+    /// The hub of models and the cache that Python's tools share.
+    pub hub: HubSettings,
     /// The variables that start with `BATON_`, by name.
     pub(super) variables: BTreeMap<String, String>,
 }
@@ -55,7 +59,8 @@ impl Surroundings {
         let ucx_variables = named("UCX_").collect();
         let lmcache_file = folder("LMCACHE_CONFIG_FILE");
         let variables = named(PREFIX).collect();
-        Self { ucx_variables, variables, lmcache_file, cache, archive: None, cores }
+        let hub = HubSettings::from_variables(|name| variable(name)?.into_string().ok());
+        Self { ucx_variables, variables, lmcache_file, cache, archive: None, cores, hub }
     }
 
     /// The API key in `OPENAI_API_KEY`, which OpenAI's clients send.
@@ -93,6 +98,7 @@ impl std::fmt::Debug for Surroundings {
             .field("archive", &self.archive)
             .field("cores", &self.cores)
             .field("lmcache_file", &self.lmcache_file)
+            .field("hub", &self.hub)
             .field("ucx_variables", &self.ucx_variables.keys())
             .field("variables", &self.variables.keys())
             .finish()

@@ -48,8 +48,7 @@ pub struct Secret(String);
 pub(super) const MASK: &str = "***";
 
 impl Secret {
-    /// A secret, for tests.
-    #[cfg(test)]
+    /// A secret.
     pub(crate) fn new(text: &str) -> Self {
         Self(text.to_owned())
     }

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::SharedState;
 use crate::drain::{Drain, DrainStage};
+use crate::early_signals;
 use crate::membership::Registered;
 
 /// Maximum time for releasing resources after a fault.
@@ -47,7 +48,10 @@ impl Signals {
     /// # Errors
     /// The operating system refuses the handlers.
     pub(super) fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let signals =
+            Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+        early_signals::leave();
+        Ok(signals)
     }
 
     /// The name of the next signal.

@@ -1,4 +1,5 @@
-//! Python packages that tests run against a server: OpenAI's client, the suite of langchain-tests with `jsonschema`, and ZeroMQ with MessagePack.
+//! Python packages that tests use: OpenAI's client, the suite of langchain-tests with `jsonschema`, ZeroMQ with MessagePack, and the client of the
+//! hub of models.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,13 @@ pub(crate) const ZMQ: FetchedPart = FetchedPart {
     fetch: |cache, work| PYZMQ.fetch(cache, work),
 };
 
+/// huggingface_hub, whose cache of models Baton shares: a folder for `PYTHONPATH`.
+pub(crate) const HUB: FetchedPart = FetchedPart {
+    path: |cache| HUB_CLIENT.path(cache),
+    is_ready: |cache| HUB_CLIENT.path(cache).is_dir(),
+    fetch: |cache, work| HUB_CLIENT.fetch(cache, work),
+};
+
 const OPENAI_CLIENT: PythonFolder = PythonFolder { name: "openai-3.57.0", requirements: "openai==3.57.0\n" };
 
 const LANGCHAIN_TESTS: PythonFolder =
@@ -36,6 +44,9 @@ const LANGCHAIN_TESTS: PythonFolder =
 
 const PYZMQ: PythonFolder =
     PythonFolder { name: "pyzmq-27.3.0", requirements: "pyzmq==27.3.0\nmsgspec==0.23.0\n" };
+
+const HUB_CLIENT: PythonFolder =
+    PythonFolder { name: "huggingface_hub-2.4.0", requirements: "huggingface_hub==2.4.0\n" };
 
 /// A folder with packages and their dependencies.
 struct PythonFolder {
@@ -81,7 +92,7 @@ mod tests {
 
     #[test]
     fn every_package_has_a_fixed_version() {
-        for folder in [OPENAI_CLIENT, LANGCHAIN_TESTS, PYZMQ] {
+        for folder in [OPENAI_CLIENT, LANGCHAIN_TESTS, PYZMQ, HUB_CLIENT] {
             assert!(folder.requirements.lines().all(|line| line.contains("==")), "{}", folder.name);
             let main = folder.name.rsplit_once('-').map(|(package, version)| format!("{package}=={version}"));
             assert!(folder.requirements.lines().any(|line| Some(line) == main.as_deref()), "{main:?}");
