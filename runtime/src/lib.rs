@@ -6,6 +6,7 @@
 //! - [`mod@bench`]: benchmarks of a running server and of the transport between two processes.
 //! - [`panics`]: ends the process when a thread panics.
 //! - [`roles`]: starts and stops a receiver, a sender or a local process.
+//! - [`metrics_page`]: the page `docs/metrics.md`.
 //! - [`membership`]: the members of a fleet, from etcd or DNS.
 //! - [`grammar`]: compiles the grammars that answers follow.
 //! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
@@ -13,6 +14,7 @@
 //! - [`kv_events`]: publishes the changes of the prefix cache to routers.
 //! - [`config`]: the only module that reads the environment and configuration files.
 //! - [`telemetry`]: the log.
+//! - [`process_metrics`]: the metrics of the process as such.
 //! - [`open_files`]: the limit of open files, and the number of connections that it allows.
 #![forbid(unsafe_code)]
 
@@ -24,7 +26,9 @@ pub mod frontend;
 pub mod grammar;
 pub mod kv_events;
 pub mod membership;
+pub mod metrics_page;
 pub mod open_files;
 pub mod panics;
+pub mod process_metrics;
 pub mod roles;
 pub mod telemetry;
