@@ -47,7 +47,8 @@ impl ProcessMetrics {
         // The folder itself is open while it is read.
         let files = fs::read_dir("/proc/self/fd").ok().map(|files| files.count().saturating_sub(1));
         value(&FILES, files.map(|files| files as f64));
-        value(&FILES_MAX, Some(getrlimit(Resource::Nofile).current.map_or(f64::MAX, |limit| limit as f64)));
+        // `None` means unlimited.
+        value(&FILES_MAX, Some(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) as f64));
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         value(&RESIDENT, status_bytes(&status, "VmRSS:"));
         value(&VIRTUAL, status_bytes(&status, "VmSize:"));
