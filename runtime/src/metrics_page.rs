@@ -18,8 +18,8 @@ What `GET /metrics` has on each HTTP port, in Prometheus's text format. This pag
 compares them; `cargo run -p integration-tests --example metric_table > docs/metrics.md` writes it. [Alerts](alerts.md) and the dashboard
 `configs/grafana/baton.json` use them.
 
-- Names that begin with `vllm:` are those of vLLM 0.26 and have its meaning, so that dashboards for vLLM work. Histograms have vLLM's buckets and
-  finer ones for short times.
+- Names that begin with `vllm:` are those of vLLM 0.26, and two older ones, so that dashboards for vLLM work. Histograms have vLLM's buckets and finer
+  ones for short times.
 - Labels have few values. `peer` and `node` have at most 64 addresses, and then `other`. An address that is gone makes room for a new one.
 - Counters begin at 0 when the process starts.
 ";
@@ -88,10 +88,9 @@ pub fn render() -> String {
 
 /// The unit of the values, which the name contains.
 fn unit(metric: &Metric) -> &'static str {
-    const UNITS: [(&str, &str); 16] = [
+    const UNITS: [(&str, &str); 18] = [
         ("_info", "1"),
         ("bytes_per_second", "bytes/s"),
-        ("_time_seconds", "seconds"),
         ("seconds", "seconds"),
         ("bytes", "bytes"),
         ("_perc", "share"),
@@ -103,6 +102,9 @@ fn unit(metric: &Metric) -> &'static str {
         ("_node_paused", "0 or 1"),
         ("nodes", "nodes"),
         ("members", "members"),
+        ("entries", "entries"),
+        ("prompts", "prompts"),
+        ("prefills", "prompts"),
         ("pages", "pages"),
         ("requests", "requests"),
     ];

@@ -147,9 +147,6 @@ async fn answer(
             // The node has left the fleet a moment ago.
             None => Err(Failure::Unreachable),
         };
-        if let Some(member) = &member {
-            member.counts.attempted(outcome(&answer));
-        }
         let (failure, busy) = match answer {
             Ok(answer) => match answer.response.status() {
                 hyper::StatusCode::SERVICE_UNAVAILABLE | hyper::StatusCode::TOO_MANY_REQUESTS => {
@@ -199,8 +196,21 @@ fn outcome(answer: &Result<Answer, Failure>) -> AttemptOutcome {
 /// What clients and the log are told of a node with another API key.
 const KEY_REFUSED: &str = "the node refuses the proxy's API key; set the same request.api_key everywhere";
 
-/// Sends a request to a node, and waits for the head of the answer.
+/// Sends a request to a node, waits for the head of the answer, and counts how the node answered.
 async fn attempt(
+    live: &Live,
+    path: &str,
+    member: &FleetMember,
+    ticket: &FleetTicket,
+    deadline: Instant,
+    body: &Bytes,
+) -> Result<Answer, Failure> {
+    let answer = send(live, path, member, ticket, deadline, body).await;
+    member.counts.attempted(outcome(&answer));
+    answer
+}
+
+async fn send(
     live: &Live,
     path: &str,
     member: &FleetMember,
