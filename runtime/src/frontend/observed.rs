@@ -36,7 +36,7 @@ pub struct Observed {
     whole: Histogram,
     prefill: Histogram,
     decode: Histogram,
-    running: Histogram,
+    inference: Histogram,
     prompt_lengths: Histogram,
     answer_lengths: Histogram,
     prompt_tokens: AtomicU64,
@@ -102,7 +102,7 @@ impl Observed {
             whole: Histogram::seconds(written::REQUEST_SECONDS),
             prefill: Histogram::seconds(written::REQUEST_SECONDS),
             decode: Histogram::seconds(written::REQUEST_SECONDS),
-            running: Histogram::seconds(written::REQUEST_SECONDS),
+            inference: Histogram::seconds(written::REQUEST_SECONDS),
             prompt_lengths: Histogram::whole(written::TOKENS),
             answer_lengths: Histogram::whole(written::TOKENS),
             prompt_tokens: AtomicU64::default(),
@@ -170,9 +170,8 @@ impl Observed {
         let later = timings.completion_tokens.saturating_sub(1);
         self.waited.add(waited);
         self.first_token.add(waited + timings.first_token_ms / 1e3);
-        let running = (timings.first_token_ms + timings.decode_ms) / 1e3;
-        self.whole.add(waited + running);
-        self.running.add(running);
+        self.whole.add(waited + (timings.first_token_ms + timings.decode_ms) / 1e3);
+        self.inference.add((timings.prefill_ms + timings.decode_ms) / 1e3);
         self.prefill.add(timings.prefill_ms / 1e3);
         self.decode.add(timings.decode_ms / 1e3);
         self.prompt_lengths.add(f64::from(timings.prompt_tokens));
@@ -337,7 +336,7 @@ mod tests {
             "vllm:request_time_per_output_token_seconds_sum{model_name=\"a\\\"b\"} 0.04",
             "vllm:request_prefill_time_seconds_sum{model_name=\"a\\\"b\"} 0.014",
             "vllm:request_decode_time_seconds_bucket{model_name=\"a\\\"b\",le=\"0.05\"} 2",
-            "vllm:request_inference_time_seconds_sum{model_name=\"a\\\"b\"} 0.12",
+            "vllm:request_inference_time_seconds_sum{model_name=\"a\\\"b\"} 0.094",
             "vllm:request_prompt_tokens_bucket{model_name=\"a\\\"b\",le=\"10\"} 2",
             "vllm:request_generation_tokens_sum{model_name=\"a\\\"b\"} 6",
         ] {

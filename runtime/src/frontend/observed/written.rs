@@ -100,7 +100,7 @@ const DECODE: Metric = Metric::histogram(
 .by(MODEL);
 const INFERENCE: Metric = Metric::histogram(
     "vllm:request_inference_time_seconds",
-    "Time from the start of the answers of a request to the last token.",
+    "Sum of vllm:request_prefill_time_seconds and vllm:request_decode_time_seconds of a request.",
 )
 .by(MODEL);
 const PROMPT_LENGTHS: Metric =
@@ -161,7 +161,7 @@ impl Observed {
             (&WHOLE, &self.whole),
             (&PREFILL, &self.prefill),
             (&DECODE, &self.decode),
-            (&INFERENCE, &self.running),
+            (&INFERENCE, &self.inference),
             (&PROMPT_LENGTHS, &self.prompt_lengths),
             (&ANSWER_LENGTHS, &self.answer_lengths),
         ] {
