@@ -12,6 +12,7 @@ use std::sync::Arc;
 use connector::transport::Transport;
 
 use crate::kit::KillSwitch;
+use crate::peer_metrics::PeerMetrics;
 use crate::streams::Streams;
 use engine_thread::EngineThread;
 use grammar_thread::GrammarThread;
@@ -24,6 +25,8 @@ use sockets::Sockets;
 pub struct Devices {
     /// The clients' streams.
     pub streams: Streams,
+    /// What is counted by peer.
+    pub peers: PeerMetrics,
     /// Used by the generator.
     pub engine: Option<EngineThread>,
     /// Used by the transfer actor.

@@ -249,6 +249,11 @@ impl FleetState {
         self.nodes.values().filter(|node| !node.breaker.admits(now)).count()
     }
 
+    /// Whether this node gets no requests now, because its connections broke.
+    pub fn is_paused(&self, now: Instant, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| !node.breaker.admits(now))
+    }
+
     /// A node has reported. It was asked at `asked`.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ pub mod messages;
 pub mod node;
 pub mod pages;
 pub mod peer_link;
+pub mod peer_metrics;
 pub mod prefiller;
 pub mod proxy;
 pub mod request;

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use crate::counters::Counters;
 use crate::decoder::Decoder;
 use crate::devices::{
+    Devices,
     engine_thread::{EnginePulse, step_times::StepTimes},
     kv_events::CacheBatch,
 };
@@ -33,6 +34,7 @@ use crate::kit::{AWAKE, Awake, KillSwitch, Vitals, tick_every};
 use crate::messages::{AbortAll, CloseLinks, HealthSeen, StartDialling, Tick};
 use crate::pages::Pages;
 use crate::peer_link::state::SessionLimits;
+use crate::peer_metrics::PeerMetrics;
 use crate::proxy::{Proxy, state::ProxyReport};
 use crate::request::{AbortRequest, Generate};
 use crate::router::Mailboxes;
@@ -158,6 +160,8 @@ pub struct Node {
     pub facts: NodeFacts,
     /// The node's counters.
     pub counters: Counters,
+    /// What is counted by peer.
+    pub peer_metrics: PeerMetrics,
     /// The proxy's newest report.
     pub report: watch::Receiver<ProxyReport>,
     _watchdog: Watchdog,
@@ -226,6 +230,7 @@ struct Parts {
     /// How long arbiters busy-poll during a hand-over; zero: never.
     awake: Duration,
     streams: Streams,
+    peers: PeerMetrics,
     counters: Counters,
     faults: KillSwitch,
     health: NodeHealth,
@@ -233,6 +238,11 @@ struct Parts {
 }
 
 impl Parts {
+    /// The devices that all actors share.
+    fn devices(&self) -> Devices {
+        Devices { streams: self.streams.clone(), peers: self.peers.clone(), ..Devices::default() }
+    }
+
     /// Busy-polling for an actor that handles the pages of a hand-over.
     fn awake(&self) -> Awake {
         Awake::new(self.awake)
@@ -332,6 +342,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         request_pages: parts.shares.request,
         facts,
         counters: parts.counters,
+        peer_metrics: parts.peers,
         report,
         _watchdog: watchdog,
     })
@@ -372,12 +383,14 @@ fn parts<E>(engine: &dyn Engine, link: Option<&LinkConfig<'_, E>>) -> Result<Par
     // A CPU engine needs all cores, so only GPU nodes busy-poll.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let awake = if pool.is_on_device() && cores >= AWAKE_CORES { AWAKE } else { Duration::ZERO };
+    let peers = PeerMetrics::default();
     Ok(Parts {
         model: engine.model().clone(),
         pool,
         shares,
         awake,
-        streams: Streams::default(),
+        streams: Streams::new(peers.clone()),
+        peers,
         counters: Counters::default(),
         faults: KillSwitch::default(),
         health: NodeHealth::default(),

@@ -87,7 +87,12 @@ impl Router {
             Effect::BufferManager(mail) => drop(self.buffer_manager.post(mail)),
             Effect::Generator(mail) => drop(self.generator.post(mail)),
             Effect::Transfer(mail) => post(self.transfer.as_ref(), mail),
-            Effect::Prefiller(mail) => post(self.prefiller.as_ref(), mail),
+            Effect::Prefiller(mail) => {
+                if let ToPrefiller::PagesSent(sent) = &mail {
+                    self.devices.peers.pages_sent(sent);
+                }
+                post(self.prefiller.as_ref(), mail);
+            }
             // A node without peers reports its load to its own proxy only.
             Effect::PeerLink(ToPeerLink::LoadReport(_)) if self.peer_link.is_none() => {}
             Effect::PeerLink(mail) => post(self.peer_link.as_ref(), mail),
@@ -120,13 +125,19 @@ impl Router {
                     sockets.deliver(message);
                 }
             }
-            Effect::Log(ToLog::LogLine(line)) => line.write(),
+            Effect::Log(ToLog::LogLine(line)) => {
+                self.devices.peers.log_line(&line);
+                line.write();
+            }
             Effect::Process(ToProcess::ProcessFault(fault)) => self.devices.faults.pull(fault.0),
         }
     }
 
     /// If the decoder has stopped, the request ends at once.
     fn to_decoder(&self, mail: ToDecoder) {
+        if let ToDecoder::PrefillFinished(finished) = &mail {
+            self.devices.streams.prefilled(finished.request, finished.session);
+        }
         if let Some(ToDecoder::Decode(decode)) = self.decoder.post(mail) {
             let event = StreamEvent::Failed(Refused::ShuttingDown.into());
             self.devices.streams.end(decode.generate.request, event);

@@ -3,13 +3,30 @@
 //! HTTP workers and the decoder share this table. A sink has room for all events of its request (the prompt's log
 //! probabilities, `max_tokens` tokens and one final event), so the decoder never waits for a client. A full or closed sink means that the client has disconnected.
 
-use dashmap::DashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use common::metrics::{Histogram, Metric, MetricsText};
+use dashmap::DashMap;
+use engine::{Logprobs, Token};
 use tokio::sync::mpsc;
 
-use engine::{Logprobs, Token};
-
+use crate::messages::SessionId;
+use crate::peer_metrics::{PeerMetrics, PrefillingPeer};
 use crate::request::{RequestError, RequestId, StreamEvent};
+
+/// vLLM's buckets for the time between two tokens, and finer ones below 25 ms.
+const INTER_TOKEN_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+];
+
+const INTER_TOKEN: Metric = Metric::histogram(
+    "vllm:inter_token_latency_seconds",
+    "Time between two tokens of an answer when they are ready for the client.",
+)
+.by(&["model_name"]);
 
 /// The permit of an admitted request. It is dropped when the request has ended.
 pub trait Admitted: Send + Sync + 'static {
@@ -25,15 +42,47 @@ impl Admitted for () {
 struct Live {
     sink: mpsc::Sender<StreamEvent>,
     permit: Box<dyn Admitted>,
+    /// When its last token came, in microseconds after [`Streams::epoch`]; 0 before the first token.
+    last_token: AtomicU64,
+    /// The peer that has prefilled its prompt.
+    prefilled_by: Option<PrefillingPeer>,
 }
 
 /// The table of live streams. Cheap to clone; clones share the table.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Streams {
     live: Arc<DashMap<RequestId, Live>>,
+    peers: PeerMetrics,
+    inter_token: Arc<Histogram>,
+    epoch: Instant,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self::new(PeerMetrics::default())
+    }
 }
 
 impl Streams {
+    /// No streams yet. `peers` counts what they were handed over.
+    pub fn new(peers: PeerMetrics) -> Self {
+        let inter_token = Arc::new(Histogram::seconds(INTER_TOKEN_SECONDS));
+        Self { live: Arc::default(), peers, inter_token, epoch: Instant::now() }
+    }
+
+    /// Writes the times between tokens. `model` is the label.
+    pub fn write_metrics(&self, model: &str, page: &mut MetricsText) {
+        page.family(&INTER_TOKEN).histogram(&[model], &self.inter_token);
+    }
+
+    /// A sender has prefilled the prompt of a request.
+    pub(crate) fn prefilled(&self, request: RequestId, session: SessionId) {
+        let peer = self.peers.of_session(session);
+        if let Some(mut live) = self.live.get_mut(&request) {
+            live.prefilled_by = peer;
+        }
+    }
+
     /// Opens the stream of `request`, which will produce at most `max_tokens` tokens and holds `permit` until it ends.
     pub fn open(
         &self,
@@ -43,14 +92,29 @@ impl Streams {
     ) -> mpsc::Receiver<StreamEvent> {
         // The prompt's log probabilities, the tokens and the end.
         let (sink, source) = mpsc::channel(max_tokens as usize + 2);
-        self.live.insert(request, Live { sink, permit: Box::new(permit) });
+        let live =
+            Live { sink, permit: Box::new(permit), last_token: AtomicU64::default(), prefilled_by: None };
+        self.live.insert(request, live);
         source
     }
 
     /// Delivers a token. Returns false if the client has disconnected, or if the request was never opened or has ended.
     pub fn token(&self, request: RequestId, token: Token) -> bool {
         // The map's guard is held for this statement only, and the statement does not block.
-        self.live.get(&request).is_some_and(|live| live.sink.try_send(StreamEvent::Token(token)).is_ok())
+        self.live.get(&request).is_some_and(|live| {
+            self.time_token(&live.last_token);
+            live.sink.try_send(StreamEvent::Token(token)).is_ok()
+        })
+    }
+
+    /// Notes a token. Only the decoder delivers tokens, so no other thread changes the cell at the same time.
+    fn time_token(&self, last: &AtomicU64) {
+        let now = self.epoch.elapsed().as_micros() as u64;
+        let before = last.load(Ordering::Relaxed);
+        last.store(now.max(1), Ordering::Relaxed);
+        if before > 0 {
+            self.inter_token.add(now.saturating_sub(before) as f64 / 1e6);
+        }
     }
 
     /// Delivers the log probabilities of the prompt. A client that has disconnected is noticed at the next token.
@@ -63,7 +127,11 @@ impl Streams {
     /// Delivers the final event and removes the request. Returns false if the request was not live or its client has
     /// disconnected.
     pub fn end(&self, request: RequestId, event: StreamEvent) -> bool {
-        let Some((_, Live { sink, mut permit })) = self.live.remove(&request) else { return false };
+        let Some((_, live)) = self.live.remove(&request) else { return false };
+        let Live { sink, mut permit, prefilled_by, .. } = live;
+        if let StreamEvent::Finished { timings, .. } = &event {
+            self.peers.finished(prefilled_by, timings);
+        }
         if matches!(event, StreamEvent::Failed(RequestError::Refused(_))) {
             permit.refused();
         }
@@ -170,6 +238,20 @@ mod tests {
         assert_eq!(source.try_recv(), Ok(StreamEvent::Token(7.into())));
         assert_eq!(source.try_recv(), Ok(StreamEvent::Failed(RequestError::Aborted)));
         assert!(source.try_recv().is_err());
+    }
+
+    #[test]
+    fn each_token_after_the_first_one_of_its_answer_is_timed() {
+        let streams = Streams::default();
+        let sources = [RequestId(1), RequestId(2)].map(|request| (request, streams.open(request, 8, ())));
+        for request in [1, 1, 1, 2] {
+            assert!(streams.token(RequestId(request), 7.into()));
+        }
+        let mut page = MetricsText::default();
+        streams.write_metrics("m", &mut page);
+        let text = page.into_string();
+        assert!(text.contains("vllm:inter_token_latency_seconds_count{model_name=\"m\"} 2\n"), "{text}");
+        drop(sources);
     }
 
     #[test]

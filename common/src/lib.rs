@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cache_folder;
+pub mod metrics;
 pub mod splitmix;
 pub mod sse;
 pub mod statistics;

@@ -109,7 +109,7 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
             admission: Admission::new(Bounds { concurrency: 1024, queue: 4096, queue_bytes: 1 << 27 }),
             memory: InputMemory::new(1 << 28, workers),
             health: Arc::new(|| Health { state: HealthState::Ok, role: "local", peers: 0, live_requests: 0 }),
-            metrics: Arc::new(String::new),
+            metrics: Arc::new(|_: &mut _| ()),
             drain: Duration::from_secs(1),
         };
         let listener = bind("frontend.port", "127.0.0.1", 0)?;

@@ -74,6 +74,7 @@ use actix_web::web::ServiceConfig;
 use actix_web::{App, HttpServer, Resource, Route, web};
 use actors::request::{AbortRequest, Generate};
 use actors::streams::Streams;
+use common::metrics::MetricsText;
 use serde::Serialize;
 use socket2::{SockRef, TcpKeepalive};
 
@@ -85,8 +86,8 @@ pub use admin::{DrainControl, LeftWork};
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Conversation};
 pub use field_table::parameters_page;
-pub(crate) use fleet::with_causes;
 pub use fleet::{FleetProxy, FleetSettings, poll, set_nodes};
+pub(crate) use fleet::{with_causes, write_none as write_proxy_metrics};
 pub use limits::Limits;
 pub use memory::InputMemory;
 #[cfg(test)]
@@ -100,6 +101,12 @@ pub use served_model::ServedModel;
 pub use structured::Grammars;
 pub use tokenizer::{Bos, Detokenizer, SpecialTokens, Tokenizer};
 pub use tool_parser::ToolFormat;
+
+/// The content type of `/metrics`: Prometheus's text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Writes metrics to a page. Must not block.
+pub type WriteMetrics = Arc<dyn Fn(&mut MetricsText) + Send + Sync>;
 
 /// One HTTP port and the parts of the process that it uses.
 pub struct Frontend {
@@ -135,8 +142,8 @@ pub struct Frontend {
     pub node: Option<Arc<dyn Fn() -> NodeReport + Send + Sync>>,
     /// The drain; `None` if this port does not serve `/admin/drain`.
     pub drain_control: Option<DrainControl>,
-    /// Called for each `/metrics`; returns Prometheus's text format. Must not block.
-    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Called for each `/metrics`.
+    pub metrics: WriteMetrics,
     /// Maximum time for streams to end after the server is told to stop.
     pub drain: Duration,
 }

@@ -7,6 +7,7 @@
 //! - [`panics`]: ends the process when a thread panics.
 //! - [`roles`]: starts and stops a receiver, a sender or a local process.
 //! - [`hub`]: models by name, from the hub and the cache that Python's tools share.
+//! - [`metrics_page`]: the page `docs/metrics.md`.
 //! - [`membership`]: the members of a fleet, from etcd or DNS.
 //! - [`grammar`]: compiles the grammars that answers follow.
 //! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
@@ -15,6 +16,7 @@
 //! - [`config`]: the only module that reads the environment and configuration files.
 //! - [`early_signals`]: ends a process that gets a signal before it serves.
 //! - [`telemetry`]: the log.
+//! - [`process_metrics`]: the metrics of the process as such.
 //! - [`open_files`]: the limit of open files, and the number of connections that it allows.
 #![forbid(unsafe_code)]
 
@@ -28,7 +30,9 @@ pub mod grammar;
 pub mod hub;
 pub mod kv_events;
 pub mod membership;
+pub mod metrics_page;
 pub mod open_files;
 pub mod panics;
+pub mod process_metrics;
 pub mod roles;
 pub mod telemetry;

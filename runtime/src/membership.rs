@@ -12,6 +12,7 @@ mod tls;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use actors::membership::{Change, Member, Members};
 use tokio::sync::watch;
@@ -116,18 +117,33 @@ impl Publisher {
 #[derive(Default)]
 struct Outage {
     is_failing: bool,
+    /// 1 while the operation fails.
+    gauge: Option<Arc<AtomicU64>>,
 }
 
 impl Outage {
+    /// An operation that a metric shows.
+    fn shown(gauge: &Arc<AtomicU64>) -> Self {
+        Self { is_failing: false, gauge: Some(Arc::clone(gauge)) }
+    }
+
     fn failed(&mut self, what: &str, error: &str) {
+        self.show(true);
         if !std::mem::replace(&mut self.is_failing, true) {
             tracing::warn!(error, "{what}, and it is tried again");
         }
     }
 
     fn works(&mut self, what: &str) {
+        self.show(false);
         if std::mem::take(&mut self.is_failing) {
             tracing::info!("{what}");
+        }
+    }
+
+    fn show(&self, is_failing: bool) {
+        if let Some(gauge) = &self.gauge {
+            gauge.store(u64::from(is_failing), Ordering::Relaxed);
         }
     }
 }

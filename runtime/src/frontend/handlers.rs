@@ -3,14 +3,15 @@
 use actix_web::http::StatusCode;
 use actix_web::http::header::ALLOW;
 use actix_web::{HttpRequest, HttpResponse, web};
+use common::metrics::MetricsText;
 use serde::Serialize;
 
-use super::Frontend;
 use super::api_error::ApiError;
 use super::generate::generate;
 use super::openai::{ApiKind, check_name};
 use super::openapi::document;
 use super::response::{json, model_card, models};
+use super::{Frontend, METRICS_TYPE};
 
 type Shared = web::Data<Frontend>;
 
@@ -87,7 +88,9 @@ pub(super) async fn load(frontend: Shared) -> HttpResponse {
 }
 
 pub(super) async fn metrics(frontend: Shared) -> HttpResponse {
-    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body((frontend.metrics)())
+    let mut page = MetricsText::default();
+    (frontend.metrics)(&mut page);
+    HttpResponse::Ok().content_type(METRICS_TYPE).body(page.into_string())
 }
 
 pub(super) async fn no_such_path(request: HttpRequest) -> HttpResponse {

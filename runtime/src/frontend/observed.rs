@@ -1,24 +1,24 @@
 //! Statistics on ended requests: a line in the log for each, the metrics, and the report on first-token times.
 //!
-//! The metrics here have the names of vLLM's metrics, so that dashboards for vLLM work. [`actors::counters`] has Baton's own metrics.
+//! The metrics here have the names of vLLM's metrics, so that dashboards for vLLM work. [`actors::counters`] and
+//! [`actors::peer_metrics`] have Baton's own metrics.
 
-mod histogram;
+mod written;
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use actors::counters::Counters;
 use actors::request::{FinishReason, RequestError, RequestId, Timings};
+use common::metrics::Histogram;
 use common::statistics::{mean, median, quantile};
 use tracing::{info, warn};
 
 use super::api_error::ApiError;
 use super::response::Head;
 use crate::telemetry::REQUESTS;
-use histogram::Histogram;
 
 /// Number of requests in the report on first-token times: the newest ones. The number bounds the memory.
 const REPORTED_MAX: usize = 4096;
@@ -34,6 +34,11 @@ pub struct Observed {
     first_token: Histogram,
     per_token: Histogram,
     whole: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+    inference: Histogram,
+    prompt_lengths: Histogram,
+    answer_lengths: Histogram,
     prompt_tokens: AtomicU64,
     resident_tokens: AtomicU64,
     sampled_tokens: AtomicU64,
@@ -91,10 +96,15 @@ impl Observed {
         Self {
             model: model.to_owned(),
             cache,
-            waited: Histogram::new(histogram::REQUEST_SECONDS),
-            first_token: Histogram::new(histogram::FIRST_TOKEN_SECONDS),
-            per_token: Histogram::new(histogram::TOKEN_SECONDS),
-            whole: Histogram::new(histogram::REQUEST_SECONDS),
+            waited: Histogram::seconds(written::REQUEST_SECONDS),
+            first_token: Histogram::seconds(written::FIRST_TOKEN_SECONDS),
+            per_token: Histogram::seconds(written::TOKEN_SECONDS),
+            whole: Histogram::seconds(written::REQUEST_SECONDS),
+            prefill: Histogram::seconds(written::REQUEST_SECONDS),
+            decode: Histogram::seconds(written::REQUEST_SECONDS),
+            inference: Histogram::seconds(written::REQUEST_SECONDS),
+            prompt_lengths: Histogram::whole(written::TOKENS),
+            answer_lengths: Histogram::whole(written::TOKENS),
             prompt_tokens: AtomicU64::default(),
             resident_tokens: AtomicU64::default(),
             sampled_tokens: AtomicU64::default(),
@@ -161,6 +171,11 @@ impl Observed {
         self.waited.add(waited);
         self.first_token.add(waited + timings.first_token_ms / 1e3);
         self.whole.add(waited + (timings.first_token_ms + timings.decode_ms) / 1e3);
+        self.inference.add((timings.prefill_ms + timings.decode_ms) / 1e3);
+        self.prefill.add(timings.prefill_ms / 1e3);
+        self.decode.add(timings.decode_ms / 1e3);
+        self.prompt_lengths.add(f64::from(timings.prompt_tokens));
+        self.answer_lengths.add(f64::from(timings.completion_tokens));
         if later > 0 {
             self.per_token.add(timings.decode_ms / 1e3 / f64::from(later));
         }
@@ -193,114 +208,6 @@ impl Observed {
             quantile(times.iter().copied(), 0.99)
         ))
     }
-
-    /// All metrics in Prometheus's text format. `counters` are those of the node.
-    pub fn render(&self, counters: &Counters, load_now: AnswerCounts) -> String {
-        let mut text = counters.render();
-        let labels = format!("model_name=\"{}\"", escaped(&self.model));
-        let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
-        // The counters change one after the other, so the share may be above 1 for a moment.
-        let used = f64::from(used_pages(counters)) / f64::from(self.cache.request_pages.max(1));
-        let used = used.min(1.0);
-        let mut line = |kind: &str, name: &str, help: &str, values: &[(&str, f64)]| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} {kind}\n");
-            for (more, value) in values {
-                let _ = writeln!(text, "vllm:{name}{{{labels}{more}}} {value}");
-            }
-        };
-        let AnswerCounts { running, waiting } = load_now;
-        line(
-            "gauge",
-            "num_requests_running",
-            "Running answers, and prompts of peers.",
-            &[("", running as f64)],
-        );
-        line("gauge", "num_requests_waiting", "Answers of waiting requests.", &[("", waiting as f64)]);
-        let CacheInfo { page_tokens, dtype, prefix_cache, memory_utilization, .. } = &self.cache;
-        let info = format!(
-            ",block_size=\"{page_tokens}\",cache_dtype=\"{dtype}\",enable_prefix_caching=\"{}\",engine=\"0\",\
-             gpu_memory_utilization=\"{memory_utilization}\",num_gpu_blocks=\"{}\"",
-            if *prefix_cache { "True" } else { "False" },
-            load(counters.pages())
-        );
-        line("gauge", "cache_config_info", "Configuration of the KV pages, as labels.", &[(&info, 1.0)]);
-        for name in ["kv_cache_usage_perc", "gpu_cache_usage_perc"] {
-            line(
-                "gauge",
-                name,
-                "Share of the KV pages for requests that is in use; 1 is all.",
-                &[("", used)],
-            );
-        }
-        for (name, help, value) in [
-            ("prompt_tokens_total", "Prompt tokens of finished requests.", load(&self.prompt_tokens)),
-            ("generation_tokens_total", "Sampled tokens of finished requests.", load(&self.sampled_tokens)),
-            (
-                "prefix_cache_queries_total",
-                "Prompt tokens looked up in the prefix cache.",
-                load(&self.prompt_tokens),
-            ),
-            (
-                "prefix_cache_hits_total",
-                "Prompt tokens found in the prefix cache.",
-                load(&self.resident_tokens),
-            ),
-            (
-                "num_preemptions_total",
-                "Preemptions of requests because the page pool was full.",
-                load(counters.preemptions()),
-            ),
-        ] {
-            line("counter", name, help, &[("", value as f64)]);
-        }
-        let ends = [
-            (",finished_reason=\"stop\"", load(&self.stopped) as f64),
-            (",finished_reason=\"length\"", load(&self.at_length) as f64),
-            (",finished_reason=\"abort\"", load(counters.aborts()) as f64),
-        ];
-        line("counter", "request_success_total", "Requests by finish reason.", &ends);
-        self.render_times(&labels, &mut text);
-        self.render_turned_away(&mut text);
-        text
-    }
-
-    fn render_times(&self, labels: &str, text: &mut String) {
-        for (histogram, name, help) in [
-            (
-                &self.waited,
-                "request_queue_time_seconds",
-                "Time from the arrival of a request to the start of its answers.",
-            ),
-            (
-                &self.first_token,
-                "time_to_first_token_seconds",
-                "Time from the arrival of a request to its first token.",
-            ),
-            (
-                &self.per_token,
-                "time_per_output_token_seconds",
-                "Mean time per token of a request, after the first token.",
-            ),
-            (
-                &self.whole,
-                "e2e_request_latency_seconds",
-                "Time from the arrival of a request to its last token.",
-            ),
-        ] {
-            histogram.render(name, help, labels, text);
-        }
-    }
-
-    fn render_turned_away(&self, text: &mut String) {
-        *text += "# HELP baton_requests_turned_away_total Requests that never ran, by the status of their answer.\n";
-        *text += "# TYPE baton_requests_turned_away_total counter\n";
-        for (status, count) in TURNED_AWAY.iter().zip(&self.turned_away) {
-            let count = count.load(Ordering::Relaxed);
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "baton_requests_turned_away_total{{status=\"{status}\"}} {count}");
-        }
-    }
 }
 
 /// Pages that requests of this process hold, or that are reserved for KV in transit. Pages that prompts of peers have from `node.prefill_pages` are
@@ -311,14 +218,10 @@ pub fn used_pages(counters: &Counters) -> u32 {
     held.saturating_sub(load(counters.prefill_pages_used())) as u32
 }
 
-/// Escapes the value of a label.
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
 #[cfg(test)]
 mod tests {
     use actix_web::http::StatusCode;
+    use common::metrics::MetricsText;
 
     use super::*;
 
@@ -338,6 +241,7 @@ mod tests {
                 resident_tokens: 4,
                 completion_tokens: 3,
                 first_token_ms: *first_token_ms,
+                prefill_ms: 7.0,
                 decode_ms: 40.0,
                 ..Timings::default()
             };
@@ -346,8 +250,14 @@ mod tests {
         observed
     }
 
+    fn written(observed: &Observed, counters: &Counters, load: AnswerCounts) -> String {
+        let mut page = MetricsText::default();
+        observed.write(&mut page, counters, load);
+        page.into_string()
+    }
+
     fn rendered(observed: &Observed) -> String {
-        observed.render(&Counters::default(), AnswerCounts { running: 0, waiting: 0 })
+        written(observed, &Counters::default(), AnswerCounts { running: 0, waiting: 0 })
     }
 
     #[test]
@@ -391,7 +301,7 @@ mod tests {
     fn the_usage_is_the_share_of_the_pages_that_requests_can_use() {
         let counters = Counters::default();
         let usage = || {
-            let text = seen(&[]).render(&counters, AnswerCounts { running: 0, waiting: 0 });
+            let text = written(&seen(&[]), &counters, AnswerCounts { running: 0, waiting: 0 });
             let line = text.lines().find_map(|line| line.strip_prefix("vllm:kv_cache_usage_perc{"));
             line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         };
@@ -407,7 +317,8 @@ mod tests {
 
     #[test]
     fn metrics_have_vllms_names() {
-        let text = seen(&[10.0, 30.0]).render(&Counters::default(), AnswerCounts { running: 5, waiting: 7 });
+        let load = AnswerCounts { running: 5, waiting: 7 };
+        let text = written(&seen(&[10.0, 30.0]), &Counters::default(), load);
         for line in [
             "vllm:num_requests_running{model_name=\"a\\\"b\"} 5",
             "vllm:num_requests_waiting{model_name=\"a\\\"b\"} 7",
@@ -422,7 +333,12 @@ mod tests {
             "vllm:time_to_first_token_seconds_count{model_name=\"a\\\"b\"} 2",
             "vllm:time_per_output_token_seconds_sum{model_name=\"a\\\"b\"} 0.04",
             "vllm:e2e_request_latency_seconds_bucket{model_name=\"a\\\"b\",le=\"0.3\"} 1",
-            "baton_pages 0",
+            "vllm:request_time_per_output_token_seconds_sum{model_name=\"a\\\"b\"} 0.04",
+            "vllm:request_prefill_time_seconds_sum{model_name=\"a\\\"b\"} 0.014",
+            "vllm:request_decode_time_seconds_bucket{model_name=\"a\\\"b\",le=\"0.05\"} 2",
+            "vllm:request_inference_time_seconds_sum{model_name=\"a\\\"b\"} 0.094",
+            "vllm:request_prompt_tokens_bucket{model_name=\"a\\\"b\",le=\"10\"} 2",
+            "vllm:request_generation_tokens_sum{model_name=\"a\\\"b\"} 6",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -30,7 +30,7 @@ use super::tokenizer::Tokenizer;
 const DONE: &str = "[DONE]";
 
 /// A keep-alive comment.
-const KEEP_ALIVE: &str = ": keep-alive\n\n";
+pub(super) const KEEP_ALIVE: &str = ": keep-alive\n\n";
 
 /// No further token is added to a write of at least this size. For a slow client, a whole answer may be ready; its tokens take less memory than
 /// its events.

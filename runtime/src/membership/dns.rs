@@ -27,7 +27,7 @@ where
     F: Fn() -> R,
     R: Future<Output = io::Result<Vec<SocketAddr>>> + 'static,
 {
-    let (mut members, mut outage) = (Members::default(), Outage::default());
+    let (mut members, mut outage) = (Members::default(), Outage::shown(&to.metrics.source_fails));
     let what = "the name of fleet.dns has no address; known members stay";
     loop {
         let mut lookup = actix::spawn(resolve());

@@ -30,13 +30,15 @@ pub(super) fn join(
 ) -> anyhow::Result<Option<Registered>> {
     let gateway = Gateway::new(&settings)?;
     let calls = Rc::new(Calls::new(gateway, &settings.cluster));
+    let outage = Outage::shown(&to.metrics.registration_fails);
     actix::spawn(follow(Rc::clone(&calls), to));
-    Ok(own.map(|own| Registered::begin(calls, own)))
+    Ok(own.map(|own| Registered::begin(calls, own, outage)))
 }
 
 /// Publishes the members until there is no reader any more.
 async fn follow(calls: Rc<Calls>, to: Publisher) {
-    let (mut view, mut outage) = (EtcdView::new(calls.endpoints()), Outage::default());
+    let mut outage = Outage::shown(&to.metrics.source_fails);
+    let mut view = EtcdView::new(calls.endpoints());
     let mut apply = |view: &mut EtcdView, event: Result<ViewEvent, CallError>| -> bool {
         let event = event.unwrap_or_else(|error| {
             outage.failed("the members in etcd cannot be read; known members stay", &error.to_string());
@@ -86,11 +88,11 @@ pub struct Registered {
 }
 
 impl Registered {
-    fn begin(calls: Rc<Calls>, own: &Member) -> Self {
+    fn begin(calls: Rc<Calls>, own: &Member, outage: Outage) -> Self {
         let (to, is_registered) = watch::channel(false);
         let state = Rc::new(RefCell::new(Registration::new(calls.endpoints())));
         let (name, value) = (own.name.clone(), json::write(own));
-        let task = actix::spawn(keep(Rc::clone(&calls), Rc::clone(&state), name, value, to));
+        let task = actix::spawn(keep(Rc::clone(&calls), Rc::clone(&state), name, value, to, outage));
         Self { calls, state, task, is_registered }
     }
 
@@ -129,8 +131,8 @@ async fn keep(
     name: String,
     value: Vec<u8>,
     to: watch::Sender<bool>,
+    mut outage: Outage,
 ) {
-    let mut outage = Outage::default();
     loop {
         let next = state.borrow().next();
         let (RegistrationStep::Grant { after, .. }

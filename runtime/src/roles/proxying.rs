@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use common::metrics::MetricsText;
 
 use crate::config::{Config, Role};
 use crate::drain::Drain;
 use crate::frontend::{FleetProxy, FleetSettings, InputMemory, Limits, ServedModel, bind, poll, set_nodes};
 use crate::membership::{self, MembershipMetrics};
 use crate::open_files;
+use crate::process_metrics::ProcessMetrics;
 use crate::roles::{ending::Signals, exposure::Port, joining};
 
 /// Maximum number of connections of clients. Each request in flight has a second one to its node.
@@ -46,9 +48,12 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         deadline: config.request.deadline,
         api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
         drain: drain.clone(),
-        membership: Arc::new({
-            let membership = membership.clone();
-            move || membership.render()
+        more_metrics: Arc::new({
+            let (membership, process) = (membership.clone(), ProcessMetrics::new(Role::Proxy.name(), "none"));
+            move |page: &mut MetricsText| {
+                membership.write(page);
+                process.write(page);
+            }
         }),
         index_bytes: config.routing.index_bytes.0,
         ttft_target: config.routing.ttft_target,

@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use actors::node::{Node, NodeWork};
 use actors::request::Route;
+use common::metrics::MetricsText;
 use tokio::time::timeout;
 
 use super::exposure::Port;
 use super::{ListeningSockets, SharedState};
-use crate::config::{Config, Role, Secret};
+use crate::config::{Config, DeviceSetting, Role, Secret};
 use crate::drain::DrainStage;
 use crate::frontend::{
     AnswerCounts, DecodeReport, DrainControl, Frontend, Health, HealthState, LeftWork, NodeReport, NodeState,
     ServerHandle, used_pages,
 };
+use crate::process_metrics::ProcessMetrics;
 
 /// The running servers.
 pub(super) struct Servers {
@@ -97,6 +99,8 @@ async fn stop(server: Option<ServerHandle>) {
 fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> Frontend {
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
+    let (peers, model) = (node.peer_metrics.clone(), shared.model.clone());
+    let process = ProcessMetrics::new(role.name(), device(config));
     let (queue, drain, membership) =
         (shared.admission.clone(), shared.drain.clone(), shared.membership.clone());
     Frontend {
@@ -121,13 +125,25 @@ fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> F
         }),
         node: None,
         drain_control: None,
-        metrics: Arc::new(move || {
+        metrics: Arc::new(move |page: &mut MetricsText| {
             // Unlike `running` in `/node`, this count has the prompts of peers, so that a router sees the load of a sender.
             let running = live.len() + load(metrics.prefills_live()) as usize;
-            observed.render(&metrics, AnswerCounts { running, waiting: queue.waiting() })
-                + &membership.render()
+            metrics.write(page);
+            observed.write(page, &metrics, AnswerCounts { running, waiting: queue.waiting() });
+            live.write_metrics(&model.name, page);
+            peers.write(page);
+            membership.write(page);
+            process.write(page);
         }),
         drain: config.shutdown.drain + Duration::from_secs(2),
+    }
+}
+
+/// Where the engine computes, for metrics.
+fn device(config: &Config) -> &'static str {
+    match config.engine.device {
+        DeviceSetting::Cpu => "cpu",
+        DeviceSetting::Cuda => "cuda",
     }
 }
 

@@ -1,4 +1,5 @@
-//! npm packages that tests run or read: OpenAI's client for Node.js and the JSON Schema Test Suite. Neither needs its dependencies.
+//! npm packages that tests run or read: OpenAI's client for Node.js, the JSON Schema Test Suite, and TypeScript with Grafana's types. None
+//! needs its dependencies.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,20 @@ pub(crate) const SCHEMAS: FetchedPart = FetchedPart {
     fetch: |cache, work| SCHEMA_SUITE.fetch(cache, work),
 };
 
+/// The types of Grafana's dashboards: the folder of the package.
+pub(crate) const GRAFANA_SCHEMA: FetchedPart = FetchedPart {
+    path: |cache| GRAFANA_TYPES.path(cache),
+    is_ready: |cache| GRAFANA_TYPES.path(cache).is_dir(),
+    fetch: |cache, work| GRAFANA_TYPES.fetch(cache, work),
+};
+
+/// TypeScript's compiler: the folder of the package.
+pub(crate) const TYPESCRIPT: FetchedPart = FetchedPart {
+    path: |cache| TYPESCRIPT_COMPILER.path(cache),
+    is_ready: |cache| TYPESCRIPT_COMPILER.path(cache).is_dir(),
+    fetch: |cache, work| TYPESCRIPT_COMPILER.fetch(cache, work),
+};
+
 const OPENAI_CLIENT: Package = Package {
     name: "openai",
     version: "7.59.0",
@@ -34,6 +49,18 @@ const SCHEMA_SUITE: Package = Package {
     sha256: "0b54234c9ae1c164deefae9f45c1491f18852b6d5748c093279597b7ae0e328c",
 };
 
+const GRAFANA_TYPES: Package = Package {
+    name: "@grafana/schema",
+    version: "13.2.3",
+    sha256: "f492f0ec5b0212cbf7f098d5d54b4a540371c262c6b78e9016ee2d26add9e559",
+};
+
+const TYPESCRIPT_COMPILER: Package = Package {
+    name: "typescript",
+    version: "5.9.3",
+    sha256: "10e108c9cf7d5f2879053dff18515fb405abf2ccef63eaaf017d9c571687a1d3",
+};
+
 /// A package of the npm registry.
 struct Package {
     name: &'static str,
@@ -44,7 +71,12 @@ struct Package {
 
 impl Package {
     fn path(&self, cache: &Path) -> PathBuf {
-        cache.join(format!("npm-{}-{}", self.name, self.version))
+        cache.join(format!("npm-{}-{}", self.file_name(), self.version))
+    }
+
+    /// The name in file names: `@grafana/schema` becomes `grafana-schema`.
+    fn file_name(&self) -> String {
+        self.name.trim_start_matches('@').replace('/', "-")
     }
 
     /// Downloads, checks and unpacks the package, and moves it into place. No script of the package runs.
@@ -55,7 +87,7 @@ impl Package {
             .args(["pack", "--silent", "--ignore-scripts", &requirement])
             .current_dir(work))
         .with_context(|| format!("cannot download {requirement}"))?;
-        let file = work.join(format!("{}-{}.tgz", self.name, self.version));
+        let file = work.join(format!("{}-{}.tgz", self.file_name(), self.version));
         checksum::verify(&file, self.sha256)?;
         run(Command::new("tar").arg("-xzf").arg(&file).arg("-C").arg(work))
             .with_context(|| format!("cannot unpack {}", file.display()))?;

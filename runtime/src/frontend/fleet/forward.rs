@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use super::client::{self, SendError, ToNode};
+use super::counts::{AnswerSource, AttemptOutcome};
 use super::{FleetMember, FleetProxy, refused};
 use crate::frontend::api_error::{ApiError, DRAINING};
 use crate::frontend::body::{self, Body};
@@ -26,6 +27,7 @@ use crate::frontend::deadline_header;
 use crate::frontend::names::request_name;
 use crate::frontend::openai::{self, ApiKind, RoutedPrompt};
 use crate::frontend::prompts::Reader;
+use crate::frontend::stream::KEEP_ALIVE;
 
 /// The header that names a request.
 const REQUEST_ID: &str = "x-request-id";
@@ -39,6 +41,37 @@ struct Live {
     ticket: TicketId,
     /// The name of the request in logs.
     name: String,
+    /// When the head of the request arrived.
+    arrived: Instant,
+    /// How far a successful answer has come; `None` before its head, and for errors.
+    progress: Option<AnswerProgress>,
+}
+
+/// How far an answer has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AnswerProgress {
+    Head,
+    Bytes,
+    Complete,
+}
+
+impl Live {
+    /// A part of the answer has come.
+    fn came(&mut self, part: &[u8]) {
+        let is_data = !part.is_empty() && part != KEEP_ALIVE.as_bytes();
+        if is_data && self.progress == Some(AnswerProgress::Head) {
+            self.progress = Some(AnswerProgress::Bytes);
+            self.proxy.counts.first_byte(self.arrived.elapsed());
+        }
+    }
+
+    /// The answer is complete.
+    fn completed(&mut self) {
+        self.proxy.state().completed(Instant::now(), self.ticket);
+        if self.progress.replace(AnswerProgress::Complete) == Some(AnswerProgress::Bytes) {
+            self.proxy.counts.completed(self.arrived.elapsed());
+        }
+    }
 }
 
 impl Drop for Live {
@@ -62,7 +95,7 @@ pub(super) async fn forward(
     http: HttpRequest,
     payload: web::Payload,
 ) -> HttpResponse {
-    match answer(kind, &proxy, &http, payload).await {
+    match answer(kind, &proxy, &http, payload, Instant::now()).await {
         Ok(response) => response,
         Err(error) => refused(&proxy, error),
     }
@@ -73,8 +106,9 @@ async fn answer(
     proxy: &Arc<FleetProxy>,
     http: &HttpRequest,
     payload: web::Payload,
+    arrived: Instant,
 ) -> Result<HttpResponse, ApiError> {
-    let deadline = Instant::now() + proxy.deadline;
+    let deadline = arrived + proxy.deadline;
     // The share of the budget is free again when the answer has begun.
     let Body { bytes, held: _held } = body::read(http, payload, &proxy.memory, proxy.limits.body).await?;
     if let Some(connection) = Connection::of(http) {
@@ -104,7 +138,7 @@ async fn answer(
     })?;
     let wanted = http.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let name = request_name(wanted.or(routed.request_id.as_deref()));
-    let live = Live { proxy: Arc::clone(proxy), ticket: ticket.id, name };
+    let live = Live { proxy: Arc::clone(proxy), ticket: ticket.id, name, arrived, progress: None };
     let mut key_refused = false;
     loop {
         let member = proxy.member(ticket.decode_on);
@@ -148,11 +182,35 @@ async fn answer(
     }
 }
 
+/// How a node has answered, for the metrics.
+fn outcome(answer: &Result<Answer, Failure>) -> AttemptOutcome {
+    use hyper::StatusCode as Status;
+    match answer.as_ref().map(|answer| answer.response.status()) {
+        Ok(status) if status.is_success() => AttemptOutcome::Answered,
+        Ok(Status::SERVICE_UNAVAILABLE | Status::TOO_MANY_REQUESTS) => AttemptOutcome::Busy,
+        Ok(Status::UNAUTHORIZED) | Err(_) => AttemptOutcome::Failed,
+        Ok(_) => AttemptOutcome::Rejected,
+    }
+}
+
 /// What clients and the log are told of a node with another API key.
 const KEY_REFUSED: &str = "the node refuses the proxy's API key; set the same request.api_key everywhere";
 
-/// Sends a request to a node, and waits for the head of the answer.
+/// Sends a request to a node, waits for the head of the answer, and counts how the node answered.
 async fn attempt(
+    live: &Live,
+    path: &str,
+    member: &FleetMember,
+    ticket: &FleetTicket,
+    deadline: Instant,
+    body: &Bytes,
+) -> Result<Answer, Failure> {
+    let answer = send(live, path, member, ticket, deadline, body).await;
+    member.counts.attempted(outcome(&answer));
+    answer
+}
+
+async fn send(
     live: &Live,
     path: &str,
     member: &FleetMember,
@@ -211,9 +269,11 @@ async fn read(
 }
 
 /// The answer for the client: that of the node. If the node is lost, the client's connection breaks.
-fn pass_on(Answer { response: answer, node, cut }: Answer, live: Live) -> HttpResponse {
+fn pass_on(Answer { response: answer, node, cut }: Answer, mut live: Live) -> HttpResponse {
     live.proxy.counts.forwarded.fetch_add(1, Ordering::Relaxed);
     let status = StatusCode::from_u16(answer.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
+    live.proxy.counts.responded(AnswerSource::Node, status.as_u16());
+    live.progress = status.is_success().then_some(AnswerProgress::Head);
     let mut response = HttpResponse::build(status);
     let text = |name: &str| answer.headers().get(name)?.to_str().ok();
     for name in PASSED {
@@ -226,18 +286,20 @@ fn pass_on(Answer { response: answer, node, cut }: Answer, live: Live) -> HttpRe
     }
     let state = Some((answer.into_body(), node, live, cut));
     response.streaming(unfold(state, async |state| {
-        let (mut body, node, live, mut cut) = state?;
+        let (mut body, node, mut live, mut cut) = state?;
         let frame = tokio::select! {
             frame = body.frame() => frame.map(|frame| frame.map_err(|error| client::with_causes(&error))),
             _ = cut.changed() => Some(Err("the node is silent".to_owned())),
         };
         match frame {
             Some(Ok(frame)) => {
-                if body.is_end_stream() {
-                    live.proxy.state().completed(Instant::now(), live.ticket);
-                }
                 // A frame without data has trailers.
-                Some((Ok(frame.into_data().unwrap_or_default()), Some((body, node, live, cut))))
+                let part = frame.into_data().unwrap_or_default();
+                live.came(&part);
+                if body.is_end_stream() {
+                    live.completed();
+                }
+                Some((Ok(part), Some((body, node, live, cut))))
             }
             Some(Err(error)) => {
                 live.proxy.counts.broken.fetch_add(1, Ordering::Relaxed);
@@ -248,7 +310,7 @@ fn pass_on(Answer { response: answer, node, cut }: Answer, live: Live) -> HttpRe
                 Some((Err(io::Error::other(error)), None))
             }
             None => {
-                live.proxy.state().completed(Instant::now(), live.ticket);
+                live.completed();
                 None
             }
         }

@@ -56,7 +56,7 @@ pub fn poll(proxy: Arc<FleetProxy>) {
 pub fn set_nodes(proxy: &Arc<FleetProxy>, addresses: Vec<String>) {
     let new = proxy.state().named(addresses.into_iter().map(Arc::from));
     for (id, address) in new {
-        let member = Arc::new(FleetMember::new(id, address));
+        let member = Arc::new(FleetMember::new(id, address, &proxy.counts));
         rt::spawn(ask_regularly(Arc::clone(proxy), Arc::clone(&member)));
         proxy.members().insert(id, member);
     }

@@ -177,7 +177,8 @@ fn a_trusted_header_names_the_prefiller_of_every_answer() {
 #[test]
 fn metrics_are_text() {
     let server = Server::start(Script::Echo);
-    assert_eq!(server.http.get("/metrics"), (200, "baton_pages 1\n".to_owned()));
+    let text = "# HELP baton_pages Pages.\n# TYPE baton_pages gauge\nbaton_pages 1\n";
+    assert_eq!(server.http.get("/metrics"), (200, text.to_owned()));
 }
 
 #[test]

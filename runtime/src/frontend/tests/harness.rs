@@ -14,6 +14,7 @@ use actors::request::{
     Timings,
 };
 use actors::streams::Streams;
+use common::metrics::{Metric, MetricsText};
 use engine::{Logprobs, Token};
 use socket2::SockRef;
 
@@ -349,7 +350,7 @@ fn frontend(
         health: Arc::new(health),
         node: setup.node.map(|report| Arc::new(move || report.clone()) as _),
         drain_control: setup.drain.map(|drain| DrainControl { drain, work: Arc::new(LeftWork::default) }),
-        metrics: Arc::new(|| "baton_pages 1\n".to_owned()),
+        metrics: Arc::new(|page: &mut MetricsText| page.single(&Metric::gauge("baton_pages", "Pages."), 1)),
         drain: Duration::from_secs(1),
     }
 }
