@@ -44,6 +44,7 @@ pub mod gguf;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu;
 pub mod heap;
+mod inspect;
 mod kv;
 mod model;
 mod pending;
@@ -57,6 +58,7 @@ mod testing;
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
 pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
+pub use inspect::{GpuFacts, GpuPair, GpuSurvey, InspectedModel, KERNELS_FOR, gpu_survey};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
 pub use populate::populate;

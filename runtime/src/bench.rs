@@ -16,7 +16,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use crate::config::{Config, Role, Surroundings};
 
-pub use transfer::TransferOptions;
+pub use transfer::{PutMeasurement, TransferOptions};
 
 /// The benchmarks.
 #[derive(Subcommand)]

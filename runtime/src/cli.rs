@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
-use crate::{panics, roles, telemetry};
+use crate::{doctor, panics, roles, telemetry};
 
 const AFTER_HELP: &str = "\
 Start two processes and send a request:
@@ -27,6 +27,9 @@ Forward the requests of clients to these nodes:
 Configuration, in this order (a later source overrides an earlier one):
   defaults, --config FILE, variables such as BATON_LINK__PORT=55556, --model and --set.
   --print-config shows every key, its value and the source of the value. configs/ holds examples.
+
+Check the machine, the model, the ports and the peers before a start, with the same flags:
+  runtime doctor --role receiver
 
 Exit codes:
   0  clean end after SIGTERM or SIGINT
@@ -54,6 +57,18 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<CliCommand>,
 
+    /// The flags of a start.
+    #[command(flatten)]
+    pub start: StartOptions,
+
+    /// Prints the resolved configuration as YAML and exits
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+/// The flags of a start. `runtime doctor` takes the same ones.
+#[derive(Args)]
+pub struct StartOptions {
     /// Role of this process [default: the role in --config or --kv-transfer-config, else local]
     #[arg(long, value_enum)]
     pub role: Option<Role>,
@@ -110,10 +125,6 @@ pub struct Cli {
     #[arg(long, value_name = "KEY=VALUE", value_parser = Flag::parse)]
     pub set: Vec<Flag>,
 
-    /// Prints the resolved configuration as YAML and exits
-    #[arg(long)]
-    pub print_config: bool,
-
     /// Log filter, such as `info` or `warn,runtime=debug`
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = telemetry::Filter::parse)]
     pub log: telemetry::Filter,
@@ -125,6 +136,21 @@ pub enum CliCommand {
     /// Measures a running server, or the transport between two processes
     #[command(subcommand)]
     Bench(BenchCommand),
+
+    /// Checks the machine, the model and the peers for a start with the same flags, and names the remedies
+    Doctor(DoctorOptions),
+}
+
+/// The options of `runtime doctor`.
+#[derive(Args)]
+pub struct DoctorOptions {
+    /// The flags of the start that is checked.
+    #[command(flatten)]
+    pub start: StartOptions,
+
+    /// Prints a JSON list of objects with check, state, what and remedy
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The parts of `--kv-transfer-config` that Baton reads.
@@ -148,7 +174,7 @@ fn parse_kv_transfer(text: &str) -> Result<KvTransfer, String> {
     Ok(KvTransfer { role, ignored })
 }
 
-impl Cli {
+impl StartOptions {
     /// The role from `--role`, from `--kv-transfer-config`, or from the configuration file.
     fn role(&self, file: Option<&Path>) -> Result<Role, ConfigErrors> {
         let transfer = self.kv_transfer_config.as_ref().map(|transfer| transfer.role);
@@ -214,29 +240,34 @@ pub fn main() -> ExitCode {
 pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     panics::end_the_process();
     let cli = Cli::parse();
-    if let Some(CliCommand::Bench(bench)) = &cli.command {
-        return match bench.run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                ExitCode::FAILURE
-            }
-        };
-    }
-    let config = match cli.resolve(Surroundings::of_process()) {
+    let start = match &cli.command {
+        Some(CliCommand::Bench(bench)) => return exit_code(bench.run()),
+        Some(CliCommand::Doctor(options)) => &options.start,
+        None => &cli.start,
+    };
+    let config = match start.resolve(Surroundings::of_process()) {
         Ok(config) => config,
         Err(errors) => {
             errors.0.iter().for_each(|problem| eprintln!("error: {problem}"));
             return ExitCode::from(2);
         }
     };
+    if let Some(CliCommand::Doctor(options)) = &cli.command {
+        return doctor::run(config, options.json);
+    }
     if cli.print_config {
         print!("{}", config.to_yaml(config.role));
         return ExitCode::SUCCESS;
     }
-    telemetry::start(if cli.disable_log_requests { cli.log.without_requests() } else { cli.log });
+    let log = cli.start.log;
+    telemetry::start(if cli.start.disable_log_requests { log.without_requests() } else { log });
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
-    match roles::run(config.role, config, open) {
+    exit_code(roles::run(config.role, config, open))
+}
+
+/// The exit code of a command. Prints its error.
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -263,7 +294,7 @@ mod tests {
         let serving =
             ["runtime", "--port", "1", "--set", "log.color=never", "--port", "2", "--set", "ring.bytes=1MiB"];
         let cli = Cli::try_parse_from(serving).unwrap();
-        assert_eq!((cli.port.as_deref(), cli.set.len()), (Some("2"), 2));
+        assert_eq!((cli.start.port.as_deref(), cli.start.set.len()), (Some("2"), 2));
         let load = [
             "runtime",
             "bench",
@@ -299,7 +330,7 @@ mod tests {
             "ring.bytes=1MiB",
         ])
         .unwrap();
-        let config = cli.resolve(Surroundings::from_variables([], 2)).unwrap();
+        let config = cli.start.resolve(Surroundings::from_variables([], 2)).unwrap();
         assert_eq!((config.role, config.link.port), (Role::Sender, 7));
         assert_eq!(config.model, PathBuf::from("m.gguf"));
         assert_eq!(config.ring.bytes.0, 1 << 20);
@@ -308,7 +339,7 @@ mod tests {
     fn resolved(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
         let cli = Cli::try_parse_from([&["runtime"], arguments].concat()).map_err(|e| e.to_string())?;
         let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        cli.resolve(Surroundings::from_variables(variables, 2)).map_err(|errors| errors.to_string())
+        cli.start.resolve(Surroundings::from_variables(variables, 2)).map_err(|errors| errors.to_string())
     }
 
     #[test]

@@ -7,12 +7,11 @@ use super::gemm::ROWS_SPARE;
 use super::graph::GRAPH_ROWS_MAX;
 use super::kernels::baton_vocabulary_max;
 use crate::error::OpenError;
+use crate::inspect::KERNELS_FOR;
 use crate::kv::KvLayout;
 use crate::model::spec::{AttentionSpec, ModelSpec};
 use crate::model::{EngineConfig, POOL_TOKENS_MIN};
 
-/// The compute capability that the kernels are compiled for: Hopper.
-const KERNELS_FOR: (i32, i32) = (9, 0);
 /// Hidden and feed-forward sizes must be multiples of this. The kernels are tested only with such sizes.
 const SIZES_ALIGN: usize = 32;
 /// Maximum hidden size that one thread block normalises.
@@ -32,7 +31,7 @@ pub(super) fn check_device(device: &CudaDevice) -> Result<(), OpenError> {
 }
 
 /// Refuses a model whose sizes the kernels do not support. The error is the reason.
-pub(super) fn check_spec(spec: &ModelSpec) -> Result<(), String> {
+pub(crate) fn check_spec(spec: &ModelSpec) -> Result<(), String> {
     let AttentionSpec { heads, kv_heads, .. } = spec.attention;
     if heads > GROUP_MAX * kv_heads {
         let each = heads / kv_heads;
