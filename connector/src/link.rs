@@ -276,7 +276,7 @@ impl Link {
     /// Asks the listener whether it accepts sessions with the shape in `hello`, and opens none.
     ///
     /// The Hello has the page size 0. A listener compares the size after the versions, the secret, the model and the other sizes, so it refuses
-    /// this size only if it accepts all of them. The listener logs the refusal. Whether it uses page hashes remains unknown.
+    /// this size only if it accepts all of them ([`Incompatible::is_question`]). Whether it uses page hashes remains unknown.
     ///
     /// # Errors
     /// Any [`LinkError`]; [`LinkError::Refused`] with the listener's reason if it accepts no session.

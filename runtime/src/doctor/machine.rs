@@ -158,11 +158,14 @@ pub(super) struct OpenFileFacts {
 /// With fewer connections, a process is of no use.
 const CONNECTIONS_MIN: usize = 16;
 
+/// With fewer connections, a proxy is a bottleneck for a few nodes.
+const PROXY_CONNECTIONS: usize = 1024;
+
 pub(super) fn open_files(subject: &Subject) -> Vec<Finding> {
     let config = &subject.config;
     let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     vec![judge_open_files(if config.role == Role::Proxy {
-        let wanted = proxying::CONNECTIONS;
+        let wanted = PROXY_CONNECTIONS;
         let needed = 2 * crate::open_files::needed(wanted, 1, crate::open_files::reserved(0, 0));
         OpenFileFacts { limit, wanted, connections: proxying::connections(limit), needed }
     } else {
@@ -181,7 +184,7 @@ pub(super) fn judge_open_files(facts: OpenFileFacts) -> Finding {
         format!("the hard limit of {limit} open files allows {allows} connections on each HTTP port")
     };
     if connections >= wanted {
-        return Finding::ok(CHECK, what(&format!("all {wanted}")));
+        return Finding::ok(CHECK, what(&connections.to_string()));
     }
     let what = what(&format!("{connections} of {wanted}"));
     if connections < CONNECTIONS_MIN {

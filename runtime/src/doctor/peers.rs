@@ -1,6 +1,6 @@
 //! Checks of the peers that a sender or node dials: whether they answer, and whether they accept a session.
 //!
-//! The handshake with a peer ends before a session begins ([`Link::ask`]). The peer logs a refusal for each question.
+//! The handshake with a peer ends before a session begins ([`Link::ask`]). The peer logs a line for each question.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;

@@ -139,7 +139,7 @@ fn the_machine_is_judged() {
     };
     expect(&files(256, 1), Fault, "256 open files allows 1 of 4288", "to 9088 (ulimit -Hn");
     expect(&files(4096, 1800), Warning, "1800 of 4288", "LimitNOFILE");
-    expect(&files(9088, 4288), Fine, "all 4288", "");
+    expect(&files(9088, 4288), Fine, "allows 4288 connections", "");
 
     let locked = |rdma_devices: &[&str], uses_rdma, limit| {
         let rdma_devices = rdma_devices.iter().map(|&name| name.to_owned()).collect();

@@ -14,7 +14,7 @@ use crate::open_files;
 use crate::roles::{ending::Signals, exposure::Port, joining};
 
 /// Maximum number of connections of clients. Each request in flight has a second one to its node.
-pub(crate) const CONNECTIONS: usize = 16_384;
+const CONNECTIONS: usize = 16_384;
 
 /// Runs a proxy until a signal ends it.
 ///
