@@ -79,7 +79,7 @@ pub struct GpuFacts {
     pub capability: (i32, i32),
     /// Its memory in bytes.
     pub total_bytes: u64,
-    /// Its free memory in bytes; `None` if the GPU could not be opened.
+    /// Its free memory in bytes; `None` if the GPU was not opened.
     pub free_bytes: Option<u64>,
     /// Only one process may use it, or none (`nvidia-smi --compute-mode`).
     pub is_exclusive: bool,
@@ -111,15 +111,19 @@ pub struct GpuSurvey {
     pub open_error: Option<CudaError>,
 }
 
-/// Asks the driver for its version and the GPUs. Opens each GPU for a moment, to learn its free memory. `None` in a build without CUDA.
+/// Asks the driver for its version and the GPUs. With `opens`, opens each GPU for a moment, to learn its free memory. `None` in a build without
+/// CUDA.
 ///
 /// # Errors
 /// There is no driver, or it does not initialise.
-pub fn gpu_survey() -> Result<Option<GpuSurvey>, CudaError> {
+pub fn gpu_survey(opens: bool) -> Result<Option<GpuSurvey>, CudaError> {
     #[cfg(feature = "cuda")]
-    return crate::cuda::survey().map(Some);
+    return crate::cuda::survey(opens).map(Some);
     #[cfg(not(feature = "cuda"))]
-    Ok(None)
+    {
+        let _ = opens;
+        Ok(None)
+    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ mod port_holder;
 mod report;
 mod transport;
 
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write as _, stdout};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use engine::{CudaError, GpuSurvey, InspectedModel, OpenError};
 
-use crate::config::{Config, Role};
+use crate::config::{Config, DeviceSetting, Role};
 use crate::roles::plan;
 use awaited::Awaited;
 
@@ -34,6 +34,9 @@ pub use report::{CheckState, Finding, table};
 
 /// Time limit of all checks together.
 const LIMIT: Duration = Duration::from_secs(14);
+
+/// Time that is left for the report when processes that a check has started are ended.
+const SPARE: Duration = Duration::from_secs(1);
 
 /// Time for which a check waits for the headers of the model or for the GPU driver.
 const FACTS_WITHIN: Duration = Duration::from_secs(8);
@@ -50,6 +53,8 @@ type FingerprintFact = Result<[u8; 32], Arc<OpenError>>;
 /// What the checks look at: the configuration, and facts that several checks need.
 struct Subject {
     config: Config,
+    /// When processes that a check has started are ended.
+    deadline: Instant,
     model: Awaited<ModelFact>,
     fingerprint: Awaited<FingerprintFact>,
     gpus: Awaited<GpuFact>,
@@ -59,6 +64,12 @@ impl Subject {
     /// The headers of the model, if they can be used.
     fn model(&self) -> Option<ModelFact> {
         self.model.within(FACTS_WITHIN).filter(|model| model.is_ok())
+    }
+
+    /// The fingerprint of the model; `None` if it is not known within `limit`, or never.
+    fn fingerprint(&self, limit: Duration) -> Option<FingerprintFact> {
+        let has_model = self.config.role != Role::Proxy && self.model().is_some();
+        if has_model { self.fingerprint.within(limit) } else { None }
     }
 
     /// Reads the headers of the model, and then all of it if a check needs the fingerprint.
@@ -142,19 +153,22 @@ const CHECKS: &[Checkup] = &[
 /// Checks a start with this configuration, and prints the report, as JSON if `json`. The exit code is 1 if there is a fault.
 pub fn run(config: Config, json: bool) -> ExitCode {
     let findings = examine(config);
-    if json {
-        println!("{}", serde_json::to_string_pretty(&findings).expect("findings are plain text"));
-    } else {
-        print!("{}", table(&findings, stdout().is_terminal()));
-    }
+    let text = match json {
+        true => serde_json::to_string_pretty(&findings).expect("findings are plain text") + "\n",
+        false => table(&findings, stdout().is_terminal()),
+    };
+    // A reader such as `head` may have closed the pipe. The exit code still tells the result.
+    let _ = stdout().write_all(text.as_bytes());
     let worst = findings.iter().map(|finding| finding.state).max();
     if worst == Some(CheckState::Fault) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// Makes all checks at the same time. Returns their findings in the order of the report.
 pub fn examine(config: Config) -> Vec<Finding> {
+    let deadline = Instant::now() + LIMIT;
     let subject = Arc::new(Subject {
         config,
+        deadline: deadline - SPARE,
         model: Awaited::new(),
         fingerprint: Awaited::new(),
         gpus: Awaited::new(),
@@ -168,7 +182,10 @@ pub fn examine(config: Config) -> Vec<Finding> {
     if subject.config.role != Role::Proxy {
         on_thread(Box::new(Subject::read_model));
     }
-    on_thread(Box::new(|subject| subject.gpus.set(Arc::new(engine::gpu_survey()))));
+    on_thread(Box::new(|subject| {
+        let opens = subject.config.engine.device == DeviceSetting::Cuda && subject.config.role != Role::Proxy;
+        subject.gpus.set(Arc::new(engine::gpu_survey(opens)));
+    }));
     for (place, checkup) in CHECKS.iter().enumerate() {
         let told = told.clone();
         on_thread(Box::new(move |subject| {
@@ -176,7 +193,6 @@ pub fn examine(config: Config) -> Vec<Finding> {
             let _ = told.send((place, (checkup.run)(subject)));
         }));
     }
-    let deadline = Instant::now() + LIMIT;
     let mut all: Vec<Option<Vec<Finding>>> = CHECKS.iter().map(|_| None).collect();
     while all.iter().any(Option::is_none) {
         let left = deadline.saturating_duration_since(Instant::now());

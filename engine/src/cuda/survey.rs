@@ -5,8 +5,8 @@ use cudarc::driver::{result, sys};
 use super::device::{CudaDevice, Named, Result};
 use crate::inspect::{GpuFacts, GpuPair, GpuSurvey};
 
-/// Asks the driver. Opens each GPU for a moment, to learn its free memory.
-pub(crate) fn survey() -> Result<GpuSurvey> {
+/// Asks the driver. With `opens`, opens each GPU for a moment, to learn its free memory.
+pub(crate) fn survey(opens: bool) -> Result<GpuSurvey> {
     let count = CudaDevice::count()?;
     let mut version = 0;
     // SAFETY: `count` has loaded the driver, and the call sets the number.
@@ -14,6 +14,10 @@ pub(crate) fn survey() -> Result<GpuSurvey> {
     let mut open_error = None;
     let mut gpus = Vec::new();
     for ordinal in 0..count {
+        if !opens {
+            gpus.push(gpu(ordinal, None)?);
+            continue;
+        }
         let free_bytes = match CudaDevice::open(ordinal).and_then(|device| device.memory()) {
             Ok((free, _)) => Some(free),
             Err(error) => {

@@ -34,7 +34,7 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
             let looked = runtime
                 .map_err(anyhow::Error::from)
                 .and_then(|runtime| runtime.block_on(membership::look(&settings)));
-            let fingerprint = subject.fingerprint.within(FINGERPRINT).and_then(Result::ok);
+            let fingerprint = subject.fingerprint(FINGERPRINT).and_then(Result::ok);
             let own =
                 fingerprint.map(|bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
             judge_etcd(looked.map_err(|error| format!("{error:#}")), own.as_deref())

@@ -148,7 +148,7 @@ pub(super) fn judge_text(facts: Result<TextFacts, String>) -> Vec<Finding> {
     vec![tokenizer, template]
 }
 
-/// The token for downloads from Hugging Face.
+/// The token for downloads from Hugging Face. Access to a model is checked where it is downloaded.
 pub(super) fn hugging_face(_: &Subject) -> Vec<Finding> {
     vec![judge_token(Surroundings::hugging_face_token().as_deref())]
 }

@@ -49,7 +49,11 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
     if !config.role.dials_peers() {
         return Vec::new();
     }
-    let peers: Vec<&String> = config.link.peers.iter().filter(|peer| !is_own(config, peer)).collect();
+    // Members in etcd are compared by what they say there.
+    let of_name = config.fleet.dns.iter().flat_map(|name| name.to_socket_addrs()).flatten();
+    let peers: Vec<String> =
+        config.link.peers.iter().cloned().chain(of_name.map(|peer| peer.to_string())).collect();
+    let peers: Vec<&String> = peers.iter().filter(|peer| !is_own(config, peer)).collect();
     if peers.is_empty() {
         return Vec::new();
     }
@@ -88,7 +92,7 @@ fn is_own(config: &Config, peer: &str) -> bool {
 fn own_shape(subject: &Subject) -> (Option<KvShape>, &'static str) {
     let Some(model) = subject.model() else { return (None, "this process cannot read its model") };
     let Ok(model) = model.as_ref() else { return (None, "this process cannot read its model") };
-    match subject.fingerprint.within(FINGERPRINT) {
+    match subject.fingerprint(FINGERPRINT) {
         Some(Ok(fingerprint)) => (Some(shape(&subject.config, model, fingerprint)), ""),
         Some(Err(_)) => (None, "this process cannot read its model"),
         None => (None, "the model is too large to read all of it now"),

@@ -14,8 +14,6 @@ use crate::config::{Config, DeviceSetting, Role, Surroundings};
 use crate::roles::joining::is_of_machine;
 use crate::roles::plan;
 
-/// Time limit of the measurement. It includes the start of two processes.
-const MEASURE: Duration = Duration::from_secs(12);
 /// Time between two looks at the processes of the measurement.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -189,7 +187,7 @@ pub(super) fn put(subject: &Subject) -> Vec<Finding> {
             Some(gpu_pair(Surroundings::visible_gpus().as_deref(), count))
         }
     };
-    let measured = measure(config, gpus.as_ref());
+    let measured = measure(config, gpus.as_ref(), subject.deadline);
     vec![judge_put(&PutFacts { measured, least: plan::min_gigabytes_per_second(config), gpus })]
 }
 
@@ -205,7 +203,11 @@ fn gpu_pair(visible: Option<&str>, count: usize) -> (String, String) {
 }
 
 /// Runs `bench transfer` in a process of its own, because UCX can end the process that it runs in.
-fn measure(config: &Config, gpus: Option<&(String, String)>) -> Result<PutMeasurement, String> {
+fn measure(
+    config: &Config,
+    gpus: Option<&(String, String)>,
+    deadline: Instant,
+) -> Result<PutMeasurement, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
     command.args(["bench", "transfer", "--once", "--rounds", "5", "--pages", "32"]);
@@ -223,7 +225,7 @@ fn measure(config: &Config, gpus: Option<&(String, String)>) -> Result<PutMeasur
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = command.spawn().map_err(|error| error.to_string())?;
     let (out, errors) = (collect(process.stdout.take()), collect(process.stderr.take()));
-    let status = wait(&mut process)?;
+    let status = wait(&mut process, deadline)?;
     let (out, errors) = (out.join().unwrap_or_default(), errors.join().unwrap_or_default());
     let result = out.lines().last().and_then(|line| serde_json::from_str(line).ok());
     result.ok_or_else(|| {
@@ -245,9 +247,8 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Str
     })
 }
 
-/// Waits for the end of the process, and kills it after the limit. Its sender ends when its standard input does.
-fn wait(process: &mut Child) -> Result<std::process::ExitStatus, String> {
-    let deadline = Instant::now() + MEASURE;
+/// Waits for the end of the process, and kills it at the deadline. Its sender ends when its standard input does.
+fn wait(process: &mut Child, deadline: Instant) -> Result<std::process::ExitStatus, String> {
     loop {
         if let Some(status) = process.try_wait().map_err(|error| error.to_string())? {
             return Ok(status);
@@ -255,7 +256,7 @@ fn wait(process: &mut Child) -> Result<std::process::ExitStatus, String> {
         if Instant::now() > deadline {
             let _ = process.kill();
             let _ = process.wait();
-            return Err(format!("no put was measured within {} s", MEASURE.as_secs()));
+            return Err("the processes of the measurement did not end in time".to_owned());
         }
         thread::sleep(LOOK_EVERY);
     }
