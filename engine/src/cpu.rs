@@ -25,7 +25,7 @@ use crate::Progress;
 use crate::batch;
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
-use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
+use crate::kv::{KvDtype, KvPool, PageId};
 use crate::model::spec::ModelSpec;
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::pending::{PendingSample, give_masks};
@@ -174,7 +174,7 @@ impl Engine for CpuEngine {
 }
 
 fn pool(config: &EngineConfig, spec: &ModelSpec) -> Result<KvPool, OpenError> {
-    let layout = KvLayout::of(spec, config.page_tokens, KvDtype::F32);
+    let layout = spec.kv_layout(config.page_tokens, KvDtype::F32);
     let pages = crate::model::pool_pages(config.kv_bytes, &layout)?;
     Ok(KvPool::new(layout, pages)?)
 }

@@ -8,9 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, OpenError};
 use crate::kv::{KvDtype, KvLayout};
 use crate::model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
-
-/// The compute capability that the GPU kernels are compiled for: Hopper.
-pub const KERNELS_FOR: (i32, i32) = (9, 0);
+use crate::survey::GpuSurvey;
 
 /// A model of which only the headers were read.
 pub struct InspectedModel {
@@ -41,7 +39,7 @@ impl InspectedModel {
                 .map_err(|what| OpenError::UnsupportedModel { path: config.model.clone(), what })?;
         }
         let dtype = if is_cpu { KvDtype::F32 } else { KvDtype::Bf16 };
-        let layout = KvLayout::of(&checkpoint.spec, config.page_tokens, dtype);
+        let layout = checkpoint.spec.kv_layout(config.page_tokens, dtype);
         // On a GPU, 0 takes the memory that remains.
         if is_cpu || config.kv_bytes > 0 {
             crate::model::pool_pages(config.kv_bytes, &layout)?;
@@ -68,47 +66,6 @@ impl InspectedModel {
     pub fn fingerprint(&self) -> Result<[u8; 32], OpenError> {
         Ok(self.format.fingerprint(self.checkpoint.fingerprint()?))
     }
-}
-
-/// One GPU that this process sees.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GpuFacts {
-    /// Its name. A part of a GPU (MIG) has `MIG` in its name.
-    pub name: String,
-    /// Major and minor number of its compute capability.
-    pub capability: (i32, i32),
-    /// Its memory in bytes.
-    pub total_bytes: u64,
-    /// Its free memory in bytes; `None` if the GPU was not opened.
-    pub free_bytes: Option<u64>,
-    /// Only one process may use it, or none (`nvidia-smi --compute-mode`).
-    pub is_exclusive: bool,
-}
-
-/// Whether one GPU can write the memory of another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GpuPair {
-    /// The ordinal of the GPU that writes.
-    pub from: u32,
-    /// The ordinal of the other GPU.
-    pub to: u32,
-    /// The driver allows peer access.
-    pub has_access: bool,
-    /// The link has atomic operations. NVLink has them, and PCIe has not.
-    pub has_atomics: bool,
-}
-
-/// The driver and the GPUs that this process sees.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GpuSurvey {
-    /// The version of CUDA that the driver supports: major and minor number.
-    pub driver: (i32, i32),
-    /// The GPUs, by ordinal.
-    pub gpus: Vec<GpuFacts>,
-    /// All ordered pairs of them.
-    pub pairs: Vec<GpuPair>,
-    /// Why the first GPU could not be opened, for example because a library of CUDA is missing.
-    pub open_error: Option<CudaError>,
 }
 
 /// Asks the driver for its version and the GPUs. With `opens`, opens each GPU for a moment, to learn its free memory. `None` in a build without

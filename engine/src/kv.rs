@@ -9,8 +9,6 @@ use std::sync::atomic::AtomicU8;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
-use crate::model::spec::ModelSpec;
-
 #[cfg(test)]
 mod tests;
 
@@ -83,12 +81,6 @@ pub struct KvLayout {
 }
 
 impl KvLayout {
-    /// The layout of the pages of a model.
-    pub(crate) fn of(spec: &ModelSpec, page_tokens: u32, dtype: KvDtype) -> Self {
-        let (layers, kv_heads) = (spec.layers as u32, spec.attention.kv_heads as u32);
-        Self { layers, kv_heads, head_dim: spec.attention.head_dim as u32, page_tokens, dtype }
-    }
-
     /// Bytes of one page with all layers. `u64::MAX` on overflow, which no pool accepts.
     #[must_use]
     pub fn page_bytes(&self) -> u64 {

@@ -121,9 +121,9 @@ fn a_machine_that_is_ready_has_no_fault() -> Result<()> {
 
 #[test]
 fn a_wrong_configuration_is_refused() -> Result<()> {
-    let report = doctor(&["--set", "link.prot=1"], &[])?;
+    let report = doctor(&["--set", "link.port=high"], &[])?;
     assert_eq!(report.status.code(), Some(2));
-    assert!(String::from_utf8(report.stderr)?.contains("did you mean link.port?"));
+    assert!(String::from_utf8(report.stderr)?.contains("--set link.port"));
     staged("The build has no CUDA, but engine.device is cuda")?;
     let report = doctor(&["--set", "engine.device=cuda"], &[])?;
     let error = String::from_utf8(report.stderr)?;

@@ -7,10 +7,10 @@ use super::gemm::ROWS_SPARE;
 use super::graph::GRAPH_ROWS_MAX;
 use super::kernels::baton_vocabulary_max;
 use crate::error::OpenError;
-use crate::inspect::KERNELS_FOR;
 use crate::kv::KvLayout;
 use crate::model::spec::{AttentionSpec, ModelSpec};
 use crate::model::{EngineConfig, POOL_TOKENS_MIN};
+use crate::survey::KERNELS_FOR;
 
 /// Hidden and feed-forward sizes must be multiples of this. The kernels are tested only with such sizes.
 const SIZES_ALIGN: usize = 32;

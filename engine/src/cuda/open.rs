@@ -39,7 +39,7 @@ impl CudaEngine {
         let mut model = checkpoint.info().clone();
         model.fingerprint = config.load_format.fingerprint(model.fingerprint);
         let spec = checkpoint.spec;
-        let layout = KvLayout::of(&spec, config.page_tokens, KvDtype::Bf16);
+        let layout = spec.kv_layout(config.page_tokens, KvDtype::Bf16);
         let attention = open_attention(config, &device, &spec, &layout)?;
         let pages = fits::pages(config, &device, &spec, &layout)?;
         let kv = Arc::new(DevicePool::allocate(&device, layout, pages)?);

@@ -3,7 +3,7 @@
 use cudarc::driver::{result, sys};
 
 use super::device::{CudaDevice, Named, Result};
-use crate::inspect::{GpuFacts, GpuPair, GpuSurvey};
+use crate::survey::{GpuFacts, GpuPair, GpuSurvey};
 
 /// Asks the driver. With `opens`, opens each GPU for a moment, to learn its free memory.
 pub(crate) fn survey(opens: bool) -> Result<GpuSurvey> {

@@ -157,6 +157,7 @@ async fn has_secret(peer: &str, shape: &KvShape) -> bool {
 }
 
 fn answer_of(error: &LinkError) -> PeerAnswer {
+    let stranger = || PeerAnswer::Refuses { by_peer: false, reason: Incompatible::Stranger.to_string() };
     match error {
         LinkError::Incompatible(reason) => PeerAnswer::Refuses { by_peer: false, reason: reason.to_string() },
         LinkError::Refused(reason) => PeerAnswer::Refuses { by_peer: true, reason: reason.clone() },
@@ -164,10 +165,9 @@ fn answer_of(error: &LinkError) -> PeerAnswer {
         LinkError::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
             PeerAnswer::Absent(error.to_string())
         }
-        // Another program sends other bytes.
-        LinkError::Wire(_) | LinkError::Closed | LinkError::Silent(_) => {
-            PeerAnswer::Refuses { by_peer: false, reason: Incompatible::Stranger.to_string() }
-        }
+        // Another program sends other bytes, such as a length that no message has.
+        LinkError::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => stranger(),
+        LinkError::Wire(_) | LinkError::Closed | LinkError::Silent(_) => stranger(),
         error => PeerAnswer::Unreachable(error.to_string()),
     }
 }
