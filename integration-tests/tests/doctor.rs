@@ -102,7 +102,14 @@ fn sender(model: &str, peer: &str, more: &[&str]) -> Result<Output> {
 #[test]
 fn a_machine_that_is_ready_has_no_fault() -> Result<()> {
     let model = model("ready", 0)?;
-    let report = receiver(&path(&model), &[], &[])?;
+    // The command has a time limit of its own, which a busy machine can exceed.
+    let mut report = receiver(&path(&model), &[], &[])?;
+    for _ in 0..4 {
+        if !String::from_utf8_lossy(&report.stdout).contains("did not end") {
+            break;
+        }
+        report = receiver(&path(&model), &[], &[])?;
+    }
     let all = findings(&report)?;
     assert!(all.iter().all(|finding| finding["state"] != FAULT), "{all:#?}");
     assert_eq!(report.status.code(), Some(0));
