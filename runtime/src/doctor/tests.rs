@@ -239,7 +239,7 @@ fn a_put_is_judged_by_lane_and_speed() {
         &put("tcp/lo", 0.5, 1.0, None),
         Fault,
         "below transport.min_gigabytes_per_second = 1",
-        "lower transport.min",
+        "lower transport.min_gigabytes_per_second",
     );
     let direct = "cuda_ipc/cuda,tcp/lo";
     expect(&put(direct, 350.0, 5.0, Some(("0", "1"))), Fine, "from GPU 1 to GPU 0", "");
