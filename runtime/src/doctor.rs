@@ -3,7 +3,7 @@
 //! Each check has two parts. One part collects facts and does all I/O. The other part is a pure function from facts to [`Finding`]s. A check uses
 //! the same code as a start: it binds the same ports, reads the same headers, loads the same library, and shakes hands with the same peers.
 //!
-//! All checks run at the same time, each on its own thread. A check that has not ended within [`LIMIT`] is a fault, so the command ends even if
+//! All checks run at the same time, each on its own thread. A check that has not ended within 14 s is a fault, so the command ends even if
 //! a driver or a file system hangs. Nothing is changed on the machine: ports are released at once, and no session with a peer is opened.
 
 mod awaited;
