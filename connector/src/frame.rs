@@ -147,7 +147,15 @@ pub enum Incompatible {
     Secret,
 }
 
+/// The name of [`KvShape::page_bytes`] in errors.
+const PAGE_SIZE: &str = "page size in bytes";
+
 impl Incompatible {
+    /// Whether the peer only asked ([`Link::ask`](crate::link::Link::ask)): everything before the size of a page fits, and this size is 0.
+    pub fn is_question(&self) -> bool {
+        matches!(self, Self::Page { field, theirs, .. } if *field == PAGE_SIZE && theirs == "0")
+    }
+
     /// One word for metrics, logs and JSON.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -183,7 +191,7 @@ impl KvShape {
         page("number of layers", "--model", &self.layers, &theirs.layers)?;
         page("number of KV heads", "--model", &self.kv_heads, &theirs.kv_heads)?;
         page("head size", "--model", &self.head_dim, &theirs.head_dim)?;
-        page("page size in bytes", "engine.page_tokens", &self.page_bytes, &theirs.page_bytes)?;
+        page(PAGE_SIZE, "engine.page_tokens", &self.page_bytes, &theirs.page_bytes)?;
         page("use of page hashes", "transport.page_hash", &self.page_hash, &theirs.page_hash)
     }
 }

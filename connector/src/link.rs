@@ -273,6 +273,23 @@ impl Link {
         Ok(welcome)
     }
 
+    /// Asks the listener whether it accepts sessions with the shape in `hello`, and opens none.
+    ///
+    /// The Hello has the page size 0. A listener compares the size after the versions, the secret, the model and the other sizes, so it refuses
+    /// this size only if it accepts all of them ([`Incompatible::is_question`]). Whether it uses page hashes remains unknown.
+    ///
+    /// # Errors
+    /// Any [`LinkError`]; [`LinkError::Refused`] with the listener's reason if it accepts no session.
+    pub async fn ask(mut self, mut hello: Hello, secret: Option<&str>) -> Result<(), LinkError> {
+        let shape = hello.shape.clone();
+        hello.shape.page_bytes = 0;
+        let expected = shape.accepts(&hello.shape).err().map(|size| size.to_string());
+        match self.hello(hello, secret).await {
+            Err(LinkError::Refused(reason)) if Some(&reason) == expected.as_ref() => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
     /// Sends a Challenge to a dialer and reads its Hello. This side supports `versions`. The caller continues with [`welcome`](Self::welcome),
     /// [`refuse`](Self::refuse) or [`put_off`](Self::put_off).
     ///

@@ -77,6 +77,17 @@ impl UcxConfig {
     }
 }
 
+/// Loads the library that [`UcxTransport::start`] uses.
+///
+/// # Errors
+/// The library is missing or unusable.
+pub fn load(config: &UcxConfig) -> Result<&'static Ucx, LoadError> {
+    match &config.library {
+        Some(path) => Ucx::open(path),
+        None => Ucx::load(&config.search),
+    }
+}
+
 /// The UCX transport could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -133,10 +144,7 @@ impl UcxTransport {
         prepare: Box<dyn FnOnce() + Send>,
         sink: EventSink,
     ) -> Result<Self, StartError> {
-        let ucx = match &config.library {
-            Some(path) => Ucx::open(path)?,
-            None => Ucx::load(&config.search)?,
-        };
+        let ucx = load(config)?;
         let setting = |(name, value): &(String, String)| {
             // `ucp_config_modify` takes names without the prefix.
             let unprefixed = |text: &str| CString::new(text.strip_prefix("UCX_").unwrap_or(text)).ok();

@@ -23,6 +23,8 @@ pub(crate) struct Checkpoint {
     files: CheckpointFiles,
     order: RowOrder,
     info: ModelInfo,
+    /// The files that the fingerprint covers.
+    hashed: Vec<PathBuf>,
     pub(crate) spec: ModelSpec,
     /// The tensor table of the model.
     pub(crate) tensors: Vec<TensorRow>,
@@ -40,6 +42,13 @@ impl Checkpoint {
     /// Opens a GGUF file, or a folder with `config.json` and, unless the weights are random, safetensors. Checks that the model
     /// is supported.
     pub(crate) fn open(path: &Path, format: LoadFormat) -> Result<Self, OpenError> {
+        let mut checkpoint = Self::open_headers(path, format)?;
+        checkpoint.info.fingerprint = checkpoint.fingerprint()?;
+        Ok(checkpoint)
+    }
+
+    /// Does the same as [`open`](Self::open), but reads no weights: the fingerprint is zero, and a checksum is not compared.
+    pub(crate) fn open_headers(path: &Path, format: LoadFormat) -> Result<Self, OpenError> {
         if format == LoadFormat::Auto && !path.is_dir() {
             return Self::open_gguf(path);
         }
@@ -48,7 +57,6 @@ impl Checkpoint {
 
     fn open_gguf(path: &Path) -> Result<Self, OpenError> {
         let gguf = files::open_gguf(path)?;
-        let fingerprint = files::fingerprint(path)?;
         let architecture = gguf.str("general.architecture").unwrap_or("none");
         let family = families::of_architecture(architecture);
         let family = family.ok_or_else(|| no_family(path, architecture))?;
@@ -59,9 +67,9 @@ impl Checkpoint {
         let stem =
             path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned());
         let name = gguf.str("general.name").map_or(stem, str::to_owned);
-        let info = info(&spec, name, path, fingerprint, header::eos_tokens(&gguf, spec.vocabulary));
-        let (order, tensors) = (family.gguf_order, spec.tensors());
-        Ok(Self { files: CheckpointFiles::Gguf(gguf), order, info, spec, tensors })
+        let info = info(&spec, name, path, header::eos_tokens(&gguf, spec.vocabulary));
+        let (order, tensors, hashed) = (family.gguf_order, spec.tensors(), vec![path.to_owned()]);
+        Ok(Self { files: CheckpointFiles::Gguf(gguf), order, info, hashed, spec, tensors })
     }
 
     fn open_folder(path: &Path, format: LoadFormat) -> Result<Self, OpenError> {
@@ -82,13 +90,24 @@ impl Checkpoint {
         } else {
             CheckpointFiles::ConfigOnly
         };
-        let fingerprint =
-            files::sha256(&hashed).map_err(|(file, error)| OpenError::Read { path: file, error })?;
         let name =
             path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-        let info = info(&spec, name, path, fingerprint, config.eos_tokens(spec.vocabulary));
+        let info = info(&spec, name, path, config.eos_tokens(spec.vocabulary));
         let tensors = spec.tensors();
-        Ok(Self { files, order: RowOrder::Halves, info, spec, tensors })
+        Ok(Self { files, order: RowOrder::Halves, info, hashed, spec, tensors })
+    }
+
+    /// The sha256 of the model's files. Reads all of them. Fails if a GGUF file has another checksum than its `.sha256` file.
+    pub(crate) fn fingerprint(&self) -> Result<[u8; 32], OpenError> {
+        if let CheckpointFiles::Gguf(_) = self.files {
+            return files::fingerprint(&self.info.path);
+        }
+        files::sha256(&self.hashed).map_err(|(path, error)| OpenError::Read { path, error })
+    }
+
+    /// The files that the fingerprint covers.
+    pub(crate) fn hashed(&self) -> &[PathBuf] {
+        &self.hashed
     }
 
     /// The description of the model.
@@ -159,17 +178,11 @@ impl Checkpoint {
     }
 }
 
-fn info(
-    spec: &ModelSpec,
-    name: String,
-    path: &Path,
-    fingerprint: [u8; 32],
-    eos_tokens: Vec<u32>,
-) -> ModelInfo {
+fn info(spec: &ModelSpec, name: String, path: &Path, eos_tokens: Vec<u32>) -> ModelInfo {
     ModelInfo {
         name,
         path: path.to_owned(),
-        fingerprint,
+        fingerprint: [0; 32],
         context_tokens: spec.context_tokens,
         vocabulary: spec.vocabulary as u32,
         eos_tokens,

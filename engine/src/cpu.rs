@@ -25,7 +25,7 @@ use crate::Progress;
 use crate::batch;
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
-use crate::kv::{KvDtype, KvLayout, KvPool, PageId};
+use crate::kv::{KvDtype, KvPool, PageId};
 use crate::model::spec::ModelSpec;
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::pending::{PendingSample, give_masks};
@@ -174,18 +174,7 @@ impl Engine for CpuEngine {
 }
 
 fn pool(config: &EngineConfig, spec: &ModelSpec) -> Result<KvPool, OpenError> {
-    let layout = KvLayout {
-        layers: spec.layers as u32,
-        kv_heads: spec.attention.kv_heads as u32,
-        head_dim: spec.attention.head_dim as u32,
-        page_tokens: config.page_tokens,
-        dtype: KvDtype::F32,
-    };
-    let page_bytes = layout.page_bytes();
-    let pages = config.kv_bytes / page_bytes;
-    let min_bytes = crate::model::POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
-    if config.kv_bytes < min_bytes {
-        return Err(OpenError::KvTooSmall { kv_bytes: config.kv_bytes, pages, page_bytes, min_bytes });
-    }
-    Ok(KvPool::new(layout, u32::try_from(pages).unwrap_or(u32::MAX))?)
+    let layout = spec.kv_layout(config.page_tokens, KvDtype::F32);
+    let pages = crate::model::pool_pages(config.kv_bytes, &layout)?;
+    Ok(KvPool::new(layout, pages)?)
 }

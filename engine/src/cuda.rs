@@ -25,6 +25,7 @@ mod lists;
 mod masks;
 mod open;
 mod pool;
+mod survey;
 mod weights;
 
 use std::collections::{HashMap, VecDeque};
@@ -45,6 +46,9 @@ use graph::{Graph, graph_rows};
 use lists::Lists;
 use masks::{Masks, UploadedMasks};
 use pool::DevicePool;
+
+pub(crate) use fits::check_spec;
+pub(crate) use survey::survey;
 
 /// Maximum number of page table entries in one step. A page that several sequences share counts once for each sequence.
 const PAGE_ENTRIES_MAX: usize = 16 << 20;

@@ -44,6 +44,7 @@ pub mod gguf;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu;
 pub mod heap;
+mod inspect;
 mod kv;
 mod model;
 mod pending;
@@ -51,12 +52,14 @@ mod populate;
 mod safetensors;
 pub mod sampling;
 mod step;
+mod survey;
 #[cfg(test)]
 mod testing;
 
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
 pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
+pub use inspect::{InspectedModel, gpu_survey};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
 pub use populate::populate;
@@ -65,6 +68,7 @@ pub use sampling::{Logprobs, Sample, Sampling, Token, choose, logprobs};
 pub use step::{
     Chunk, Engine, SampledToken, Score, ScoredChunk, Step, StepLimits, StepOutput, TokenMask, TokenSource,
 };
+pub use survey::{GpuFacts, GpuPair, GpuSurvey, KERNELS_FOR};
 
 /// Loads the model in `config` and returns an engine that is ready to serve. Blocks the calling thread for about a
 /// second per gigabyte of model file. The engine may then move to the thread that will own it.

@@ -5,7 +5,10 @@ pub(crate) mod tensors;
 
 use std::path::PathBuf;
 
+use sha2::{Digest, Sha256};
+
 use crate::error::OpenError;
+use crate::kv::KvLayout;
 
 const THREADS_MAX: usize = 256;
 const PAGE_TOKENS_MAX: u32 = 4096;
@@ -58,6 +61,29 @@ pub enum LoadFormat {
         /// Equal seeds make equal weights on every machine.
         seed: u64,
     },
+}
+
+impl LoadFormat {
+    /// The fingerprint of weights of this format, made from that of the model's files. That of random weights covers their seed.
+    pub(crate) fn fingerprint(self, files: [u8; 32]) -> [u8; 32] {
+        match self {
+            Self::Auto => files,
+            Self::Dummy { seed } => {
+                Sha256::new().chain_update(files).chain_update(seed.to_le_bytes()).finalize().into()
+            }
+        }
+    }
+}
+
+/// The number of pages that fit in `kv_bytes`. Refuses a pool of fewer than [`POOL_TOKENS_MIN`] tokens.
+pub(crate) fn pool_pages(kv_bytes: u64, layout: &KvLayout) -> Result<u32, OpenError> {
+    let page_bytes = layout.page_bytes();
+    let pages = kv_bytes / page_bytes;
+    let min_bytes = POOL_TOKENS_MIN.div_ceil(u64::from(layout.page_tokens)) * page_bytes;
+    if kv_bytes < min_bytes {
+        return Err(OpenError::KvTooSmall { kv_bytes, pages, page_bytes, min_bytes });
+    }
+    Ok(u32::try_from(pages).unwrap_or(u32::MAX))
 }
 
 /// Refuses limits that are out of range.

@@ -17,7 +17,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::config::{Config, Role, Surroundings};
 use crate::hub;
 
-pub use transfer::TransferOptions;
+pub use transfer::{PutMeasurement, TransferOptions};
 
 /// The benchmarks.
 #[derive(Subcommand)]

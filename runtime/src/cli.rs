@@ -5,11 +5,11 @@ mod model_commands;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
-use crate::{hub, panics, roles, telemetry};
+use crate::{doctor, hub, panics, roles, telemetry};
 
 pub use model_commands::{ModelsCommand, ModelsOptions, PullOptions};
 
@@ -35,6 +35,9 @@ Forward the requests of clients to these nodes:
 Configuration, in this order (a later source overrides an earlier one):
   defaults, --config FILE, variables such as BATON_LINK__PORT=55556, --model and --set.
   --print-config shows every key, its value and the source of the value. configs/ holds examples.
+
+Check the machine, the model, the ports and the peers before a start, with the same flags:
+  runtime doctor --role receiver
 
 Exit codes:
   0  clean end after SIGTERM or SIGINT
@@ -63,6 +66,18 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<CliCommand>,
 
+    /// The flags of a start.
+    #[command(flatten)]
+    pub start: StartOptions,
+
+    /// Prints the resolved configuration as YAML and exits
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+/// The flags of a start. `runtime doctor` takes the same ones.
+#[derive(Args)]
+pub struct StartOptions {
     /// Role of this process [default: the role in --config or --kv-transfer-config, else local]
     #[arg(long, value_enum)]
     pub role: Option<Role>,
@@ -119,10 +134,6 @@ pub struct Cli {
     #[arg(long, value_name = "KEY=VALUE", value_parser = Flag::parse)]
     pub set: Vec<Flag>,
 
-    /// Prints the resolved configuration as YAML and exits
-    #[arg(long)]
-    pub print_config: bool,
-
     /// Log filter, such as `info` or `warn,runtime=debug`
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = telemetry::Filter::parse)]
     pub log: telemetry::Filter,
@@ -134,23 +145,24 @@ pub enum CliCommand {
     /// Measures a running server, or the transport between two processes
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Checks the machine, the model and the peers for a start with the same flags, and names the remedies
+    Doctor(DoctorOptions),
     /// Downloads a model of the hub into the cache and prints where it is
     Pull(PullOptions),
     /// Lists the models in the cache, or removes one
     Models(ModelsOptions),
 }
 
-impl CliCommand {
-    fn run(&self, log: &telemetry::Filter) -> anyhow::Result<()> {
-        match self {
-            Self::Bench(bench) => bench.run(),
-            Self::Pull(pull) => {
-                telemetry::start(log.clone());
-                Ok(pull.run()?)
-            }
-            Self::Models(models) => Ok(models.run()?),
-        }
-    }
+/// The options of `runtime doctor`.
+#[derive(Args)]
+pub struct DoctorOptions {
+    /// The flags of the start that is checked.
+    #[command(flatten)]
+    pub start: StartOptions,
+
+    /// Prints a JSON list of objects with check, state, what and remedy
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The parts of `--kv-transfer-config` that Baton reads.
@@ -174,7 +186,7 @@ fn parse_kv_transfer(text: &str) -> Result<KvTransfer, String> {
     Ok(KvTransfer { role, ignored })
 }
 
-impl Cli {
+impl StartOptions {
     /// The role from `--role`, from `--kv-transfer-config`, or from the configuration file.
     fn role(&self, file: Option<&Path>) -> Result<Role, ConfigErrors> {
         let transfer = self.kv_transfer_config.as_ref().map(|transfer| transfer.role);
@@ -240,26 +252,38 @@ pub fn main() -> ExitCode {
 pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     panics::end_the_process();
     let cli = Cli::parse();
-    if let Some(command) = &cli.command {
-        return exit_code(command.run(&cli.log));
-    }
-    let config = match cli.resolve(Surroundings::of_process()) {
+    let start = match &cli.command {
+        Some(CliCommand::Bench(bench)) => return exit_code(bench.run()),
+        Some(CliCommand::Pull(pull)) => {
+            telemetry::start(cli.start.log);
+            return exit_code(pull.run().map_err(Into::into));
+        }
+        Some(CliCommand::Models(models)) => return exit_code(models.run().map_err(Into::into)),
+        Some(CliCommand::Doctor(options)) => &options.start,
+        None => &cli.start,
+    };
+    let config = match start.resolve(Surroundings::of_process()) {
         Ok(config) => config,
         Err(errors) => {
             errors.0.iter().for_each(|problem| eprintln!("error: {problem}"));
             return ExitCode::from(2);
         }
     };
+    if let Some(CliCommand::Doctor(options)) = &cli.command {
+        return doctor::run(config, options.json);
+    }
     if cli.print_config {
         print!("{}", config.to_yaml(config.role));
         return ExitCode::SUCCESS;
     }
-    telemetry::start(if cli.disable_log_requests { cli.log.without_requests() } else { cli.log });
+    let log = cli.start.log;
+    telemetry::start(if cli.start.disable_log_requests { log.without_requests() } else { log });
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
     let served = hub::localize(config).map_err(anyhow::Error::new);
     exit_code(served.and_then(|config| roles::run(config.role, config, open)))
 }
 
+/// The exit code of a command. Prints its error.
 fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -288,7 +312,7 @@ mod tests {
         let serving =
             ["runtime", "--port", "1", "--set", "log.color=never", "--port", "2", "--set", "ring.bytes=1MiB"];
         let cli = Cli::try_parse_from(serving).unwrap();
-        assert_eq!((cli.port.as_deref(), cli.set.len()), (Some("2"), 2));
+        assert_eq!((cli.start.port.as_deref(), cli.start.set.len()), (Some("2"), 2));
         let load = [
             "runtime",
             "bench",
@@ -324,7 +348,7 @@ mod tests {
             "ring.bytes=1MiB",
         ])
         .unwrap();
-        let config = cli.resolve(Surroundings::from_variables([], 2)).unwrap();
+        let config = cli.start.resolve(Surroundings::from_variables([], 2)).unwrap();
         assert_eq!((config.role, config.link.port), (Role::Sender, 7));
         assert_eq!(config.model, PathBuf::from("m.gguf"));
         assert_eq!(config.ring.bytes.0, 1 << 20);
@@ -333,7 +357,7 @@ mod tests {
     fn resolved(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
         let cli = Cli::try_parse_from([&["runtime"], arguments].concat()).map_err(|e| e.to_string())?;
         let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        cli.resolve(Surroundings::from_variables(variables, 2)).map_err(|errors| errors.to_string())
+        cli.start.resolve(Surroundings::from_variables(variables, 2)).map_err(|errors| errors.to_string())
     }
 
     #[test]

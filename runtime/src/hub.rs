@@ -54,6 +54,16 @@ pub fn localize(mut config: Config) -> Result<Config, HubError> {
     Ok(config)
 }
 
+/// Does what [`localize`] does, but asks no hub and downloads nothing.
+///
+/// # Errors
+/// The cache does not have a model completely, in one sentence.
+pub fn localize_cached(config: &Config) -> Result<Config, HubError> {
+    let mut config = config.clone();
+    config.surroundings.hub.offline = true;
+    localize(config)
+}
+
 /// The name of a model in a value that is no path.
 fn named(text: &Path) -> Option<HubName> {
     if text.exists() { None } else { HubName::parse(text.to_str()?) }

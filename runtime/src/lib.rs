@@ -3,6 +3,7 @@
 //! Dependencies between the modules point down this list:
 //!
 //! - [`cli`]: the command line.
+//! - [`doctor`]: checks what a start needs, and names the remedies.
 //! - [`mod@bench`]: benchmarks of a running server and of the transport between two processes.
 //! - [`panics`]: ends the process when a thread panics.
 //! - [`roles`]: starts and stops a receiver, a sender or a local process.
@@ -23,6 +24,7 @@
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod drain;
 pub mod early_signals;
 pub mod frontend;

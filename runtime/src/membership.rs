@@ -82,6 +82,14 @@ pub fn join(
     Ok(Membership { members: found, registered })
 }
 
+/// The members that each endpoint of an etcd knows now, or why it does not answer, with the URL of the endpoint. Changes nothing there.
+///
+/// # Errors
+/// A file of the settings cannot be read.
+pub async fn look(settings: &EtcdSettings) -> anyhow::Result<Vec<(String, Result<Vec<Member>, String>)>> {
+    etcd::look(settings).await
+}
+
 /// Tells the rest of the process about the members.
 struct Publisher {
     members: watch::Sender<Arc<[Member]>>,

@@ -19,17 +19,17 @@ use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::Context as _;
 use connector::frame::Versions;
 use connector::transport::Transport;
-use connector::ucx::{self, UcxConfig, UcxTransport};
-use engine::{Engine, EngineConfig, KvPool};
+use connector::ucx::UcxTransport;
+use engine::{Engine, EngineConfig, KvPool, ModelInfo};
 use tokio::sync::mpsc::Sender;
 
-use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
+use crate::config::{Config, Role};
 use crate::drain::{Drain, DrainStage};
 use crate::frontend::{
     Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind, random_word,
 };
 use crate::grammar::ModelCompiler;
-use crate::kv_events::{self, EventSource, KvEventPorts};
+use crate::kv_events::{EventSource, KvEventPorts};
 use crate::membership::MembershipMetrics;
 use crate::open_files;
 use crate::telemetry;
@@ -38,13 +38,15 @@ use ending::{
     Signals, TEAR_DOWN_LIMIT, drain_when_asked, end_at_faults, ending, exit_after, leave_when_asked,
 };
 use exposure::Port;
+use plan::OpenFilePlan;
 use servers::Servers;
 
 mod announcing;
 mod ending;
-mod exposure;
-mod joining;
-mod proxying;
+pub(crate) mod exposure;
+pub(crate) mod joining;
+pub(crate) mod plan;
+pub(crate) mod proxying;
 mod servers;
 
 /// The listening sockets of a process. They are opened before the model is loaded, so that a port in use is noticed at once.
@@ -57,16 +59,16 @@ struct ListeningSockets {
 
 impl ListeningSockets {
     fn open(role: Role, config: &Config) -> anyhow::Result<Self> {
-        let http = (role != Role::Local).then(|| bind("http.port", &config.http.host, config.http.port));
-        let wants_frontend = role != Role::Sender && config.frontend.enabled;
-        let frontend =
-            wants_frontend.then(|| bind("frontend.port", &config.frontend.host, config.frontend.port));
-        let link = role.accepts_peers().then(|| bind("link.port", &config.link.host, config.link.port));
+        let ports = plan::ports(role, config);
+        let open = |key: &str| {
+            let port = ports.iter().find(|port| port.key == key);
+            port.map(|port| bind(port.key, port.host, port.port)).transpose()
+        };
         let kv_events = config.kv_events.enabled.then(|| announcing::open(&config.kv_events));
         Ok(Self {
-            http: http.transpose()?,
-            frontend: frontend.transpose()?,
-            link: link.transpose()?,
+            http: open("http.port")?,
+            frontend: open("frontend.port")?,
+            link: open("link.port")?,
             kv_events: kv_events.transpose()?,
         })
     }
@@ -76,12 +78,6 @@ impl ListeningSockets {
         [&self.http, &self.frontend].into_iter().flatten().count()
     }
 }
-
-/// Default of `engine.kv_bytes` on the CPU.
-const KV_BYTES: u64 = 1 << 30;
-
-/// Seed of random weights. All processes use the same seed, so that peers have the same model.
-const DUMMY_SEED: u64 = 0;
 
 /// The function that opens the engine: [`engine::open_watched`], or a wrapper in a test.
 pub type OpenEngine = fn(&EngineConfig, engine::Progress<'_>) -> Result<Box<dyn Engine>, engine::OpenError>;
@@ -100,30 +96,8 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     let ports = ListeningSockets::open(role, &config)?;
     let limits = limits(&config, open_files, ports.http_count());
     tracing::info!(%role, pid = std::process::id(), model = %config.model.display(), "starting");
-    let engine_config = EngineConfig {
-        model: config.model.clone(),
-        threads: config.engine.threads,
-        kv_bytes: match (config.engine.kv_bytes, config.engine.device) {
-            (Some(bytes), _) => bytes.0,
-            (None, DeviceSetting::Cpu) => KV_BYTES,
-            (None, DeviceSetting::Cuda) => 0,
-        },
-        page_tokens: config.page_tokens(),
-        step_tokens: step_tokens(&config),
-        device: match config.engine.device {
-            DeviceSetting::Cpu => engine::ComputeDevice::Cpu,
-            DeviceSetting::Cuda => {
-                let memory_utilization = config.engine.gpu_memory_utilization;
-                engine::ComputeDevice::Cuda { ordinal: 0, memory_utilization }
-            }
-        },
-        load_format: match config.engine.load_format {
-            LoadFormatSetting::Auto => engine::LoadFormat::Auto,
-            LoadFormatSetting::Dummy => engine::LoadFormat::Dummy { seed: DUMMY_SEED },
-        },
-    };
-    let engine = open(&engine_config, telemetry::loading())?;
-    let model = served_model(&config, engine.as_ref())?;
+    let engine = open(&plan::engine(&config), telemetry::loading())?;
+    let model = served_model(&config, engine.model())?;
     let (pool, layout) = (engine.kv().pages(), engine.kv().layout().clone());
     tracing::info!(
         model = model.name,
@@ -138,18 +112,13 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     actix::System::new().block_on(serve(role, config, ports, limits, engine, model, began))
 }
 
-/// Tokens of the largest step: one prefill chunk and one decode token of every other request.
-fn step_tokens(config: &Config) -> u32 {
-    config.prefill_chunk_tokens() + config.concurrency() as u32
-}
-
-fn served_model(config: &Config, engine: &dyn Engine) -> anyhow::Result<ServedModel> {
-    let path: &Path = &engine.model().path;
+/// The model as clients see it. The engine describes it as `known`.
+pub(crate) fn served_model(config: &Config, known: &ModelInfo) -> anyhow::Result<ServedModel> {
+    let path: &Path = &known.path;
     let text = config.tokenizer.as_deref().unwrap_or(path);
     let mut model = ServedModel::open(path, text, config.served_model_name.as_deref())
         .with_context(|| format!("cannot read the tokenizer of the model in {}", text.display()))?;
     // The engine decides the context length and the end-of-sequence tokens; the frontend takes them over.
-    let known = engine.model();
     anyhow::ensure!(
         model.tokenizer.vocabulary() <= known.vocabulary,
         "the tokenizer of model {} has {} tokens, but the model has embeddings for {}; use the tokenizer that belongs to the model",
@@ -175,26 +144,12 @@ fn grammars(model: &ServedModel, engine: &dyn Engine) -> Grammars {
     Grammars::new(Arc::new(ModelCompiler::new(tokenizer, engine.model().vocabulary, &model.eos)))
 }
 
-/// `transport.min_gigabytes_per_second`, or the default of the device: a lane between GPUs that moves less than 5 GB/s is not a direct one.
-fn min_gigabytes_per_second(config: &Config) -> f64 {
-    let default = if config.engine.device == DeviceSetting::Cuda { 5.0 } else { 0.0 };
-    config.transport.min_gigabytes_per_second.map_or(default, f64::from)
-}
-
 /// Returns a function that starts the UCX transport over the engine's page pool.
 pub(crate) fn transport(
     config: &Config,
     pool: &Arc<KvPool>,
 ) -> node::StartTransport<'static, connector::ucx::StartError> {
-    let unset = |(name, value): (&str, &str)| {
-        config.surroundings.ucx_default(name, value).map(|value| (name.to_owned(), value))
-    };
-    let settings = UcxConfig {
-        library: config.transport.ucx_library.clone(),
-        search: config.ucx_search(),
-        defaults: ucx::defaults(pool.is_on_device()).filter_map(unset).collect(),
-        tls_of_operator: config.surroundings.ucx_variable("UCX_TLS"),
-    };
+    let settings = plan::ucx(config, pool.is_on_device());
     let (region, pool) = (actors::pages::region(pool), Arc::clone(pool));
     Box::new(move |sink| {
         let transport = UcxTransport::start(region, &settings, Box::new(move || pool.bind_thread()), sink)?;
@@ -307,7 +262,7 @@ fn start_node(
         prefill_pages: config.node.prefill_pages,
         context_tokens,
         page_hash: config.transport.page_hash,
-        min_gigabytes_per_second: min_gigabytes_per_second(config),
+        min_gigabytes_per_second: plan::min_gigabytes_per_second(config),
         pages_in_flight: PAGES_IN_FLIGHT,
         transport: transport(config, &pool),
     });
@@ -417,17 +372,13 @@ fn report(observed: &Observed) {
 
 /// The limits for clients: one connection for each request that may run or wait, if the limit of open files allows it.
 fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
-    let wanted = config.concurrency() + config.request.queue + Limits::SPARE;
-    let subscribers = if config.kv_events.enabled { kv_events::CONNECTIONS } else { 0 };
-    let reserved = open_files::reserved(config.sessions(), subscribers);
-    let connections = open_files::connections(open_files, wanted, ports, reserved);
+    let OpenFilePlan { wanted, connections, needed } = OpenFilePlan::new(config, open_files, ports);
     if connections < wanted {
         tracing::warn!(
             open_files,
             connections,
             "each HTTP port takes {connections} connections, fewer than the {wanted} that request.concurrency and request.queue \
-             need; raise the hard limit of open files (ulimit -Hn) to {}",
-            open_files::needed(wanted, ports, reserved)
+             need; raise the hard limit of open files (ulimit -Hn) to {needed}"
         );
     }
     Limits { connections, ..Limits::default() }
@@ -437,6 +388,7 @@ fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
 mod tests {
     use super::*;
     use crate::config::Surroundings;
+    use crate::kv_events;
 
     fn config(role: Role) -> Config {
         Config::load(role, None, &[], Surroundings::from_variables([], 2)).unwrap()

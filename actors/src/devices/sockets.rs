@@ -170,6 +170,9 @@ impl Sockets {
                     Err(LinkError::Closed) => {
                         tracing::debug!(%address, "link connection closed before its Hello")
                     }
+                    Err(LinkError::Incompatible(reason)) if reason.is_question() => {
+                        tracing::info!(%address, "a process asked whether sessions are accepted: they are");
+                    }
                     Err(error) => tracing::warn!(%address, reason = %error, "link connection refused"),
                 }
                 drop(permit);

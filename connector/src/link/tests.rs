@@ -103,6 +103,32 @@ async fn handshakes() {
     assert!(served.contains("same --model") && dialled.contains("same --model"), "{served} / {dialled}");
 }
 
+/// A question is refused like a Hello that does not fit, and by the size 0 if all else fits. No session begins.
+#[tokio::test]
+async fn a_question_is_answered_without_a_session() {
+    let ask = async |ours: Option<&'static str>, theirs: Option<&'static str>, model: u8| {
+        let (listener, address) = listener().await;
+        let question = async {
+            let (link, _) = Link::dial(&address, Versions::OURS).await?;
+            link.ask(hello(model), theirs).await
+        };
+        let (served, asked) = tokio::join!(serve(listener, ours), question);
+        let Err(LinkError::Incompatible(reason)) = served else { panic!("a session has begun") };
+        (reason.is_question(), asked.map_err(|error| error.to_string()))
+    };
+    assert_eq!(ask(None, None, 7).await, (true, Ok(())));
+    assert_eq!(ask(Some("s"), Some("s"), 7).await, (true, Ok(())));
+    assert_eq!(ask(None, Some("s"), 7).await, (true, Ok(())), "a listener without a secret accepts any");
+    for (ours, theirs, model, expect) in [
+        (Some("s"), Some("t"), 7, "link.secret"),
+        (Some("s"), None, 7, "link.secret"),
+        (None, None, 8, "same --model"),
+    ] {
+        let (is_question, asked) = ask(ours, theirs, model).await;
+        assert!(!is_question && asked.as_ref().is_err_and(|text| text.contains(expect)), "{asked:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_dialer_on_this_host_is_found_by_the_kernel() {
     let (listener, address) = listener().await;

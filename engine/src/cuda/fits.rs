@@ -10,9 +10,8 @@ use crate::error::OpenError;
 use crate::kv::KvLayout;
 use crate::model::spec::{AttentionSpec, ModelSpec};
 use crate::model::{EngineConfig, POOL_TOKENS_MIN};
+use crate::survey::KERNELS_FOR;
 
-/// The compute capability that the kernels are compiled for: Hopper.
-const KERNELS_FOR: (i32, i32) = (9, 0);
 /// Hidden and feed-forward sizes must be multiples of this. The kernels are tested only with such sizes.
 const SIZES_ALIGN: usize = 32;
 /// Maximum hidden size that one thread block normalises.
@@ -32,7 +31,7 @@ pub(super) fn check_device(device: &CudaDevice) -> Result<(), OpenError> {
 }
 
 /// Refuses a model whose sizes the kernels do not support. The error is the reason.
-pub(super) fn check_spec(spec: &ModelSpec) -> Result<(), String> {
+pub(crate) fn check_spec(spec: &ModelSpec) -> Result<(), String> {
     let AttentionSpec { heads, kv_heads, .. } = spec.attention;
     if heads > GROUP_MAX * kv_heads {
         let each = heads / kv_heads;

@@ -3,8 +3,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::attention::Attention;
 use super::device::{CudaDevice, Event, Pinned, Stream};
 use super::fits;
@@ -22,7 +20,7 @@ use crate::gpu::plan::{StepCapacity, pieces_max};
 use crate::gpu::score::SCORE_WORDS;
 use crate::kv::{KvDtype, KvLayout};
 use crate::model::spec::ModelSpec;
-use crate::model::{EngineConfig, LoadFormat, ModelInfo};
+use crate::model::{EngineConfig, LoadFormat};
 use crate::step::StepLimits;
 
 impl CudaEngine {
@@ -38,9 +36,10 @@ impl CudaEngine {
         let checkpoint = Checkpoint::open(&config.model, config.load_format)?;
         let stream = Stream::new(&device).map_err(cuda)?;
         let weights = load_weights(config, &device, &stream, &checkpoint, progress)?;
-        let model = model_info(config, &checkpoint);
+        let mut model = checkpoint.info().clone();
+        model.fingerprint = config.load_format.fingerprint(model.fingerprint);
         let spec = checkpoint.spec;
-        let layout = kv_layout(config, &spec);
+        let layout = spec.kv_layout(config.page_tokens, KvDtype::Bf16);
         let attention = open_attention(config, &device, &spec, &layout)?;
         let pages = fits::pages(config, &device, &spec, &layout)?;
         let kv = Arc::new(DevicePool::allocate(&device, layout, pages)?);
@@ -101,27 +100,6 @@ fn load_weights(
         LoadFormat::Dummy { seed } => {
             Weights::random(device, stream, checkpoint, seed).map_err(OpenError::Cuda)
         }
-    }
-}
-
-/// Describes the checkpoint. The fingerprint of random weights covers their seed.
-fn model_info(config: &EngineConfig, checkpoint: &Checkpoint) -> ModelInfo {
-    let mut model = checkpoint.info().clone();
-    if let LoadFormat::Dummy { seed } = config.load_format {
-        let hasher = Sha256::new().chain_update(model.fingerprint).chain_update(seed.to_le_bytes());
-        model.fingerprint = hasher.finalize().into();
-    }
-    model
-}
-
-/// The layout of the KV pages on the device.
-fn kv_layout(config: &EngineConfig, spec: &ModelSpec) -> KvLayout {
-    KvLayout {
-        layers: spec.layers as u32,
-        kv_heads: spec.attention.kv_heads as u32,
-        head_dim: spec.attention.head_dim as u32,
-        page_tokens: config.page_tokens,
-        dtype: KvDtype::Bf16,
     }
 }
 

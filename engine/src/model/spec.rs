@@ -1,5 +1,7 @@
 //! The specification of a model: its sizes and features. Files of both formats are described by one.
 
+use crate::kv::{KvDtype, KvLayout};
+
 // These limits are above the sizes of any model. They are small enough that no product of sizes overflows and a corrupt
 // file causes no large allocation.
 pub(crate) const LAYERS_MAX: u64 = 1024;
@@ -53,6 +55,12 @@ impl AttentionSpec {
 }
 
 impl ModelSpec {
+    /// The layout of the pages of this model.
+    pub(crate) fn kv_layout(&self, page_tokens: u32, dtype: KvDtype) -> KvLayout {
+        let (layers, kv_heads) = (self.layers as u32, self.attention.kv_heads as u32);
+        KvLayout { layers, kv_heads, head_dim: self.attention.head_dim as u32, page_tokens, dtype }
+    }
+
     /// Refuses sizes that contradict each other, and a window that the forward pass does not compute.
     pub(crate) fn check(&self) -> Result<(), String> {
         let AttentionSpec { heads, kv_heads, head_dim, window, .. } = self.attention;

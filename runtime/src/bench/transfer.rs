@@ -6,14 +6,15 @@
 
 mod first_put;
 mod idle_engine;
+mod once;
 mod peer;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actors::node::{self, LinkConfig, Node, NodeConfig};
@@ -30,6 +31,8 @@ use crate::config::{Config, DeviceSetting, Flag};
 use crate::roles;
 use first_put::FirstPut;
 use idle_engine::IdleEngine;
+
+pub use once::PutMeasurement;
 
 /// Maximum time for the start of a process, and for the transfer of a page table.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,6 +71,12 @@ pub struct TransferOptions {
     /// Runs the copy from one GPU to the other
     #[arg(long, hide = true)]
     pub peer_copy: bool,
+    /// Measures one pair and prints JSON
+    #[arg(long, hide = true)]
+    pub once: bool,
+    /// The GPU of the sender, as in CUDA_VISIBLE_DEVICES
+    #[arg(long, hide = true, default_value = "1")]
+    pub sender_gpu: String,
 }
 
 impl TransferOptions {
@@ -96,6 +105,9 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
     if let Some(address) = &options.dial {
         return send(options, &config, address);
     }
+    if options.once {
+        return once::run(options, &config);
+    }
     let page_bytes = options.page_bytes(&config);
     if options.peer_copy {
         return peer::copy(page_bytes * u64::from(options.pages));
@@ -113,7 +125,7 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
     for _ in 0..options.cycles {
         let mut row = vec![peer::bandwidth(options, &config)?];
         for page_hash in [false, true] {
-            let samples = measure(options, &config, page_hash)?;
+            let samples = measure(options, &config, page_hash)?.0;
             row.push(Some(bytes / median(samples.iter().map(|sample| sample.seconds))));
             row.push(Some(bytes / median(samples.iter().map(|sample| sample.puts_seconds))));
         }
@@ -173,7 +185,7 @@ fn start(
         pages_in_flight: options.in_flight,
         transport: match first_put {
             None => transport,
-            Some(first_put) => Box::new(move |sink| Ok(first_put.over(transport(sink)?))),
+            Some(first_put) => Box::new(move |sink| Ok(first_put.over(transport(once::naming(sink))?))),
         },
     };
     let prefill_chunk_tokens = engine.step_tokens();
@@ -214,6 +226,8 @@ struct Sending {
     process: Child,
     /// The time of the first put of each prompt.
     put_at: Receiver<u64>,
+    /// The name of the lane, once it is connected.
+    lane: Arc<Mutex<String>>,
 }
 
 impl Sending {
@@ -224,8 +238,8 @@ impl Sending {
             .args(options.page_kib.iter().flat_map(|kib| ["--page-kib".to_owned(), kib.to_string()]))
             .args(options.scattered.then_some("--scattered"))
             .args(["--in-flight", &options.in_flight.to_string()])
-            // The sender uses the second GPU. Without GPUs, this has no effect.
-            .env("CUDA_VISIBLE_DEVICES", "1")
+            // The receiver uses the first GPU. Without GPUs, this has no effect.
+            .env("CUDA_VISIBLE_DEVICES", &options.sender_gpu)
             .args(
                 options.set.iter().flat_map(|flag| ["--set".into(), format!("{}={}", flag.key, flag.value)]),
             )
@@ -237,12 +251,18 @@ impl Sending {
         let lines =
             BufReader::new(process.stdout.take().context("the output of the sender is not piped")?).lines();
         let (heard, put_at) = channel();
+        let lane = Arc::new(Mutex::new(String::new()));
+        let named = Arc::clone(&lane);
         std::thread::spawn(move || {
-            for time in lines.map_while(Result::ok).filter_map(|line| line.parse().ok()) {
-                let _ = heard.send(time);
+            for line in lines.map_while(Result::ok) {
+                if let Some(name) = line.strip_prefix(once::LANE) {
+                    name.clone_into(&mut named.lock().unwrap_or_else(PoisonError::into_inner));
+                } else if let Ok(time) = line.parse() {
+                    let _ = heard.send(time);
+                }
             }
         });
-        Ok(Self { process, put_at })
+        Ok(Self { process, put_at, lane })
     }
 }
 
@@ -253,8 +273,12 @@ impl Drop for Sending {
     }
 }
 
-/// Starts a pair, measures it, and ends it.
-fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Result<Vec<TransferSample>> {
+/// Starts a pair, measures it, and ends it. Returns the samples and the name of the lane.
+fn measure(
+    options: &TransferOptions,
+    config: &Config,
+    page_hash: bool,
+) -> Result<(Vec<TransferSample>, String)> {
     actix::System::new().block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
@@ -286,9 +310,10 @@ fn measure(options: &TransferOptions, config: &Config, page_hash: bool) -> Resul
                 });
             }
         }
+        let lane = sending.lane.lock().unwrap_or_else(PoisonError::into_inner).clone();
         drop(sending);
         node.shut_down(Duration::ZERO).await;
-        Ok(samples)
+        Ok((samples, lane))
     })
 }
 

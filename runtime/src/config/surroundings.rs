@@ -68,6 +68,16 @@ impl Surroundings {
         std::env::var("OPENAI_API_KEY").ok().filter(|key| !key.is_empty())
     }
 
+    /// The token in `HF_TOKEN`, with which models are downloaded from Hugging Face.
+    pub fn hugging_face_token() -> Option<String> {
+        std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty())
+    }
+
+    /// The GPUs that this process may use: `CUDA_VISIBLE_DEVICES`.
+    pub fn visible_gpus() -> Option<String> {
+        std::env::var("CUDA_VISIBLE_DEVICES").ok()
+    }
+
     /// `value`, unless the operator set the UCX variable `name`.
     pub fn ucx_default(&self, name: &str, value: &str) -> Option<String> {
         (!self.ucx_variables.contains_key(name)).then(|| value.to_owned())

@@ -290,6 +290,11 @@ impl Tokenizer {
         }
     }
 
+    /// False for a model without a tokenizer, which takes token ids only.
+    pub fn reads_text(&self) -> bool {
+        self.bpe.is_some()
+    }
+
     /// Number of tokens.
     pub fn vocabulary(&self) -> u32 {
         self.ends.len() as u32

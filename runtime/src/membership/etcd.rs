@@ -35,6 +35,24 @@ pub(super) fn join(
     Ok(own.map(|own| Registered::begin(calls, own, outage)))
 }
 
+/// Asks all endpoints at the same time.
+pub(super) async fn look(
+    settings: &EtcdSettings,
+) -> anyhow::Result<Vec<(String, Result<Vec<Member>, String>)>> {
+    let calls = &Calls::new(Gateway::new(settings)?, &settings.cluster);
+    let each = settings.endpoints.iter().enumerate().map(async |(endpoint, url)| {
+        let members = match calls.range(endpoint).await {
+            Ok(ViewEvent::Ranged { entries, .. }) => {
+                Ok(entries.into_iter().filter_map(|entry| entry.member.ok()).collect())
+            }
+            Ok(_) => Ok(Vec::new()),
+            Err(error) => Err(error.to_string()),
+        };
+        (url.clone(), members)
+    });
+    Ok(futures_util::future::join_all(each).await)
+}
+
 /// Publishes the members until there is no reader any more.
 async fn follow(calls: Rc<Calls>, to: Publisher) {
     let mut outage = Outage::shown(&to.metrics.source_fails);

@@ -6,7 +6,7 @@ use crate::config::Secret;
 
 /// The purpose of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Port {
+pub(crate) enum Port {
     /// Peers that prefill connect to it.
     Link,
     /// HTTP clients connect to it.
@@ -17,7 +17,7 @@ pub(super) enum Port {
 
 impl Port {
     /// The warning for this port at `address`; `None` if the address is a loopback address or the port requires a secret.
-    pub(super) fn warning(self, address: SocketAddr, secret: Option<&Secret>) -> Option<&'static str> {
+    pub(crate) fn warning(self, address: SocketAddr, secret: Option<&Secret>) -> Option<&'static str> {
         if address.ip().to_canonical().is_loopback() || secret.is_some() {
             return None;
         }

@@ -13,7 +13,7 @@ use crate::config::{Config, Role};
 use crate::membership::{self, EtcdSettings, Membership, Registered, Source};
 
 /// Where this process finds members; `None` if the configuration lists them.
-pub(super) fn source(role: Role, config: &Config) -> Option<Source> {
+pub(crate) fn source(role: Role, config: &Config) -> Option<Source> {
     let fleet = &config.fleet;
     if fleet.etcd_endpoints.is_empty() {
         return fleet.dns.clone().map(|name| Source::Dns { name, is_http: role == Role::Proxy });
@@ -99,7 +99,7 @@ fn sessions(own: &Member, members: &[Member], is_of_machine: impl Fn(IpAddr) -> 
 }
 
 /// True if this machine has the address: only then a socket can be bound to it.
-fn is_of_machine(address: IpAddr) -> bool {
+pub(crate) fn is_of_machine(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 

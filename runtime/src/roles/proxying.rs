@@ -27,16 +27,8 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
     let open_files = open_files::raise();
     let listener = bind("frontend.port", &config.frontend.host, config.frontend.port)?;
     tracing::info!(role = "proxy", pid = std::process::id(), model = %config.model.display(), "starting");
-    let text = config.tokenizer.as_deref().unwrap_or(&config.model);
-    let mut model = ServedModel::open(&config.model, text, config.served_model_name.as_deref())
-        .with_context(|| format!("cannot read the tokenizer of the model in {}", text.display()))?;
-    model.set_parsers(
-        config.frontend.tool_call_parser.as_deref(),
-        config.frontend.reasoning_parser.as_deref(),
-    );
-    // Half of the files are for the connections to nodes.
-    let connections = open_files::connections(open_files / 2, CONNECTIONS, 1, open_files::reserved(0, 0));
-    let limits = Limits { connections, ..Limits::default() };
+    let model = served_text(&config)?;
+    let limits = Limits { connections: connections(open_files), ..Limits::default() };
     let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
     let drain = Drain::new(config.shutdown.delay);
     let membership = Arc::new(MembershipMetrics::default());
@@ -59,6 +51,23 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         ttft_target: config.routing.ttft_target,
     }));
     actix::System::new().block_on(serve(config, drain, membership, proxy, listener, began))
+}
+
+/// The tokenizer and the chat template of the model.
+pub(crate) fn served_text(config: &Config) -> anyhow::Result<ServedModel> {
+    let text = config.tokenizer.as_deref().unwrap_or(&config.model);
+    let mut model = ServedModel::open(&config.model, text, config.served_model_name.as_deref())
+        .with_context(|| format!("cannot read the tokenizer of the model in {}", text.display()))?;
+    model.set_parsers(
+        config.frontend.tool_call_parser.as_deref(),
+        config.frontend.reasoning_parser.as_deref(),
+    );
+    Ok(model)
+}
+
+/// Connections of clients that this limit of open files allows. Half of the files are for the connections to nodes.
+pub(crate) fn connections(open_files: u64) -> usize {
+    open_files::connections(open_files / 2, CONNECTIONS, 1, open_files::reserved(0, 0))
 }
 
 async fn serve(

@@ -1,0 +1,125 @@
+//! Looks at a model and at the GPUs as a start does, without reading weights and without allocating memory.
+//!
+//! `runtime doctor` reports what it finds here.
+
+use std::path::PathBuf;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{CudaError, OpenError};
+use crate::kv::{KvDtype, KvLayout};
+use crate::model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
+use crate::survey::GpuSurvey;
+
+/// A model of which only the headers were read.
+pub struct InspectedModel {
+    checkpoint: Checkpoint,
+    format: LoadFormat,
+    /// The layout of its KV pages.
+    pub layout: KvLayout,
+}
+
+impl InspectedModel {
+    /// Reads the headers of the model in `config`, and makes all checks of [`open`](crate::open) that need neither the weights nor the device.
+    ///
+    /// # Errors
+    /// Those of [`open`](crate::open).
+    pub fn open(config: &EngineConfig) -> Result<Self, OpenError> {
+        crate::model::check_limits(config)?;
+        let is_cpu = config.device == ComputeDevice::Cpu;
+        if is_cpu && config.load_format != LoadFormat::Auto {
+            return Err(OpenError::NoDummy);
+        }
+        let checkpoint = Checkpoint::open_headers(&config.model, config.load_format)?;
+        if config.load_format == LoadFormat::Auto {
+            checkpoint.tensors.iter().try_for_each(|row| checkpoint.require(row).map(drop))?;
+        }
+        #[cfg(feature = "cuda")]
+        if !is_cpu {
+            crate::cuda::check_spec(&checkpoint.spec)
+                .map_err(|what| OpenError::UnsupportedModel { path: config.model.clone(), what })?;
+        }
+        let dtype = if is_cpu { KvDtype::F32 } else { KvDtype::Bf16 };
+        let layout = checkpoint.spec.kv_layout(config.page_tokens, dtype);
+        // On a GPU, 0 takes the memory that remains.
+        if is_cpu || config.kv_bytes > 0 {
+            crate::model::pool_pages(config.kv_bytes, &layout)?;
+        }
+        Ok(Self { checkpoint, format: config.load_format, layout })
+    }
+
+    /// The description of the model. Its fingerprint is zero.
+    #[must_use]
+    pub fn info(&self) -> &ModelInfo {
+        self.checkpoint.info()
+    }
+
+    /// The files that a start reads, except for the tokenizer.
+    #[must_use]
+    pub fn files(&self) -> &[PathBuf] {
+        self.checkpoint.hashed()
+    }
+
+    /// The fingerprint that a start computes. Reads all files: about a second per gigabyte.
+    ///
+    /// # Errors
+    /// A file cannot be read, or has another checksum than its `.sha256` file says.
+    pub fn fingerprint(&self) -> Result<[u8; 32], OpenError> {
+        Ok(self.format.fingerprint(self.checkpoint.fingerprint()?))
+    }
+}
+
+/// Asks the driver for its version and the GPUs. With `opens`, opens each GPU for a moment, to learn its free memory. `None` in a build without
+/// CUDA.
+///
+/// # Errors
+/// There is no driver, or it does not initialise.
+pub fn gpu_survey(opens: bool) -> Result<Option<GpuSurvey>, CudaError> {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::survey(opens).map(Some);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = opens;
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Tiny;
+
+    fn config(model: PathBuf) -> EngineConfig {
+        EngineConfig {
+            model,
+            threads: 1,
+            kv_bytes: 1 << 20,
+            page_tokens: 16,
+            step_tokens: 64,
+            device: ComputeDevice::Cpu,
+            load_format: LoadFormat::Auto,
+        }
+    }
+
+    #[test]
+    fn headers_and_the_engine_describe_the_same_model() {
+        let (file, _) = Tiny { kind: 0, ..Tiny::USUAL }.file();
+        let config = config(file.path().to_owned());
+        let (inspected, engine) = (InspectedModel::open(&config).unwrap(), crate::open(&config).unwrap());
+        let (ours, theirs) = (inspected.info(), engine.model());
+        assert_eq!((&ours.name, ours.parameters), (&theirs.name, theirs.parameters));
+        assert_eq!(&inspected.layout, engine.kv().layout());
+        assert_eq!((ours.fingerprint, inspected.fingerprint().unwrap()), ([0; 32], theirs.fingerprint));
+        assert_eq!(inspected.files(), [file.path()]);
+    }
+
+    #[test]
+    fn a_truncated_model_and_a_bad_limit_are_refused_by_the_headers() {
+        let (file, _) = Tiny { kind: 0, ..Tiny::USUAL }.file();
+        let whole = std::fs::metadata(file.path()).unwrap().len();
+        let no_threads = EngineConfig { threads: 0, ..config(file.path().to_owned()) };
+        assert_eq!(InspectedModel::open(&no_threads).err().unwrap().kind(), "bad_threads");
+        std::fs::File::options().write(true).open(file.path()).unwrap().set_len(whole - 64).unwrap();
+        let error = InspectedModel::open(&config(file.path().to_owned())).err().unwrap();
+        assert!(error.to_string().contains("truncated"), "{error}");
+    }
+}
