@@ -14,8 +14,8 @@ pub(super) const INK: &str = "#1c2330";
 pub(super) const GREY: &str = "#5b6472";
 pub(super) const GRID: &str = "#e3e7ec";
 
-/// Width of a character, as a share of the font's size. Few fonts are wider.
-const CHARACTER: f64 = 0.58;
+/// Width of a character, as a share of the font's size, and that of a bold one. Few fonts are wider.
+const CHARACTER: (f64, f64) = (0.6, 0.66);
 
 /// Which part of a text is at its coordinates.
 #[derive(Clone, Copy)]
@@ -160,7 +160,8 @@ fn escaped(text: &str) -> String {
 
 /// The number of characters of a style that fit into a width.
 fn fitting(width: f64, style: Style) -> usize {
-    (width / (style.size * CHARACTER)) as usize
+    let character = if style.bold { CHARACTER.1 } else { CHARACTER.0 };
+    (width / (style.size * character)) as usize
 }
 
 /// The text, shortened in its middle to a width.

@@ -120,7 +120,7 @@ fn distribution(
         if n > 0 {
             panel.part_legend();
         }
-        let name = if runs.len() > 1 { named(runs, n) } else { "all requests that succeeded".to_owned() };
+        let name = if runs.len() > 1 { named(runs, n) } else { "requests that succeeded".to_owned() };
         panel.legend(Mark::Line(color), &name);
         if sorted.is_empty() {
             continue;

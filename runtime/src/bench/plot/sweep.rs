@@ -94,7 +94,7 @@ fn share(canvas: &mut Canvas, place: Place, rates: &[RatePoint], (wanted, goodpu
         panel.upright(goodput, GREY);
         panel.legend(Mark::Dashed(GREY), &format!("goodput: {} requests/s", rounded(goodput)));
     } else {
-        panel.legend(Mark::None, "goodput: outside these rates");
+        panel.legend(Mark::None, "goodput: out of range");
     }
     panel.close();
 }
