@@ -278,3 +278,21 @@ fn axes_have_round_ticks_around_their_values() {
         assert_eq!(axis::rounded(value), expect);
     }
 }
+
+/// `docs/plots` has results and their plots. A plot that differs from its result was changed by hand, or the drawing changed: draw it again
+/// with `runtime bench plot`.
+#[test]
+fn plots_of_the_documentation_are_those_of_their_results() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plots");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let results = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+            let plot = std::fs::read_to_string(path.with_extension("svg")).unwrap();
+            assert!(draw(&results).unwrap() == plot, "{} is not drawn from its result", path.display());
+            count += 1;
+        }
+    }
+    assert!(count >= 3, "only {count} results");
+}
