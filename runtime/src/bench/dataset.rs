@@ -65,7 +65,25 @@ pub(super) fn arrivals(count: usize, rate: f64, burstiness: f64, seed: u64) -> V
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::bench::testing::options;
+    use crate::frontend::testing::bytes_model;
+
+    #[test]
+    fn parts_have_other_prompts_of_the_same_lengths() {
+        let model = ServedModel::new(Path::new("m"), &bytes_model(), None).unwrap();
+        let lengths =
+            ["--random-input-len", "20", "--random-output-len", "50", "--random-range-ratio", "0.8"];
+        let options = options(&lengths).load;
+        let part = |first| requests(&options, Some(&model), Part { first, count: 8 }).unwrap();
+        let lengths = |all: &[BenchRequest]| all.iter().map(|one| one.output_tokens).collect::<Vec<_>>();
+        assert_eq!(lengths(&part(0)), lengths(&part(8)));
+        assert!(lengths(&part(0)).iter().any(|tokens| *tokens != 50), "{:?}", part(0));
+        assert!(part(0).iter().zip(part(8)).all(|(a, b)| a.prompt != b.prompt));
+        assert_eq!(part(0), part(0));
+    }
 
     #[test]
     fn arrivals_have_the_wanted_rate_and_burstiness() {

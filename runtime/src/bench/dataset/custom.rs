@@ -108,6 +108,7 @@ fn parse(text: &str) -> Result<Vec<Line>, String> {
 mod tests {
     use super::*;
     use crate::bench::testing::options;
+    use crate::frontend::testing::bytes_model;
 
     #[test]
     fn lines_are_read_and_errors_name_them() {
@@ -159,5 +160,20 @@ mod tests {
 
         let error = of_file(&["--disable-shuffle", "--custom-output-len", "-1"], all).unwrap_err();
         assert!(error.contains("line 2: output_tokens is missing"), "{error}");
+    }
+
+    #[test]
+    fn completions_get_the_chat_template() {
+        let model = ServedModel::new(Path::new("m"), &bytes_model(), None).unwrap();
+        let line = Line { number: 1, prompt: "hi".to_owned(), output_tokens: None };
+        let prompt = |arguments: &[&str]| {
+            let made = request(&options(arguments).load, Some(&model), Path::new("p"), &line).unwrap();
+            (made.prompt, made.prompt_tokens)
+        };
+        let chat = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
+        // The special tokens are one token each, the other characters too.
+        assert_eq!(prompt(&[]), (chat.to_owned(), 3 + 5 + 2 + 1 + 10));
+        assert_eq!(prompt(&["--skip-chat-template"]), ("hi".to_owned(), 2));
+        assert_eq!(prompt(&["--backend", "openai-chat"]), ("hi".to_owned(), 2), "the server renders it");
     }
 }

@@ -15,6 +15,8 @@ const MARKED: [f64; 3] = [0.5, 0.9, 0.99];
 const POINTS_MAX: usize = 400;
 /// Names of servers that are compared.
 const LETTERS: [&str; COLORS.len()] = ["A", "B", "C", "D"];
+/// Largest number of requests whose bars have hints. Hints are most of the size of the file.
+const HINTS_MAX: usize = 1000;
 const CURVE_HEIGHT: f64 = 170.0;
 
 /// Draws the results of one server, or of two.
@@ -180,11 +182,14 @@ fn timeline(canvas: &mut Canvas, place: Place, runs: &[Run<'_>]) {
         let last = first + request.decoding();
         let (from, to, end) = (panel.x.at(start), panel.x.at(first), panel.x.at(last));
         let y = panel.y.at(row as f64) + (height - bar) / 2.0;
-        let hint = format!(
-            "request {}: sent at {start:.3} s, first token after {} ms, last token at {last:.3} s",
-            row + 1,
-            rounded(request.ttft * 1e3)
-        );
+        let hint = || {
+            let ttft = rounded(request.ttft * 1e3);
+            let row = row + 1;
+            format!(
+                "request {row}: sent at {start:.3} s, first token after {ttft} ms, last token at {last:.3} s"
+            )
+        };
+        let hint = if rows.len() <= HINTS_MAX { hint() } else { String::new() };
         panel.canvas.rect((from, y), (to - from, bar), PALE[*n], &hint);
         panel.canvas.rect((to, y), (end - to, bar), COLORS[*n], &hint);
         if !request.error.is_empty() {
