@@ -14,13 +14,15 @@ type Arrivals = Arc<Mutex<Vec<(&'static str, String)>>>;
 
 /// Starts a server that answers the prompt with three tokens, and with status 500 from the `fails_after`th request on. Returns its URL.
 fn server(name: &'static str, arrivals: &Arrivals, fails_after: usize) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let url = format!("http://{}", listener.local_addr().expect("the socket is bound"));
     let arrivals = Arc::clone(arrivals);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let arrivals = Arc::clone(&arrivals);
-            std::thread::spawn(move || serve(stream.unwrap(), name, &arrivals, fails_after));
+            std::thread::spawn(move || {
+                serve(stream.expect("a connection is accepted"), name, &arrivals, fails_after)
+            });
         }
     });
     url
@@ -35,7 +37,9 @@ fn next(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
             return None;
         }
         let line = line.trim().to_ascii_lowercase();
-        length = line.strip_prefix("content-length: ").map_or(length, |text| text.parse().unwrap());
+        length = line
+            .strip_prefix("content-length: ")
+            .map_or(length, |text| text.parse().expect("a length is a number"));
         if path.is_empty() {
             path = line.split(' ').nth(1)?.to_owned();
         } else if line.is_empty() {
@@ -47,7 +51,7 @@ fn next(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
 }
 
 fn serve(mut stream: TcpStream, name: &'static str, arrivals: &Arrivals, fails_after: usize) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut reader = BufReader::new(stream.try_clone().expect("the socket can be duplicated"));
     while let Some((path, body)) = next(&mut reader) {
         let answer = |status: &str, kind: &str, body: &str| {
             format!(
@@ -58,10 +62,10 @@ fn serve(mut stream: TcpStream, name: &'static str, arrivals: &Arrivals, fails_a
         let text = if path == "/v1/models" {
             answer("200 OK", "application/json", r#"{"data": [{"id": "fake", "root": "/nowhere"}]}"#)
         } else {
-            let body: Value = serde_json::from_slice(&body).unwrap();
+            let body: Value = serde_json::from_slice(&body).expect("the body is JSON");
             let count = {
-                let mut arrivals = arrivals.lock().unwrap();
-                arrivals.push((name, body["prompt"].as_str().unwrap().to_owned()));
+                let mut arrivals = arrivals.lock().expect("no thread has panicked");
+                arrivals.push((name, body["prompt"].as_str().expect("the prompt is a text").to_owned()));
                 arrivals.iter().filter(|arrival| arrival.0 == name).count()
             };
             let token = "data: {\"choices\":[{\"text\":\"a\"}]}\n\n";
@@ -89,9 +93,9 @@ impl Folder {
     /// The folder has a dataset of these prompts.
     fn with_prompts(test: &str, prompts: usize) -> Self {
         let path = std::env::temp_dir().join(format!("baton-bench-{test}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
+        std::fs::create_dir_all(&path).expect("the folder can be created");
         let lines: String = (0..prompts).map(|n| format!("{{\"prompt\": \"prompt {n}\"}}\n")).collect();
-        std::fs::write(path.join("prompts.jsonl"), lines).unwrap();
+        std::fs::write(path.join("prompts.jsonl"), lines).expect("the folder can be written");
         Self(path)
     }
 
@@ -104,7 +108,7 @@ impl Folder {
     }
 
     fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&self.text(name)).unwrap()
+        serde_json::from_str(&self.text(name)).expect("the result is JSON")
     }
 }
 
@@ -135,7 +139,7 @@ const CUSTOM: [&str; 6] = [
 
 /// Texts of the elements with this tag.
 fn texts(svg: &str, tag: &str) -> Vec<String> {
-    let document = Document::parse(svg).unwrap();
+    let document = Document::parse(svg).expect("the plot is XML");
     let found = document.descendants().filter(|node| node.has_tag_name(tag));
     found.filter_map(|node| node.text()).map(str::to_owned).collect()
 }
