@@ -331,7 +331,7 @@ mod tests {
         else {
             panic!("the command is not `bench serve`");
         };
-        assert_eq!((options.num_prompts, options.header.len()), (3, 2));
+        assert_eq!((options.num_prompts, options.load.header.len()), (3, 2));
     }
 
     #[test]

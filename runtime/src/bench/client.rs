@@ -7,7 +7,7 @@ use common::sse::{SseMessage, SseReader};
 use serde_json::{Map, Value, json};
 
 use super::dataset::BenchRequest;
-use super::{Backend, ServeOptions};
+use super::{Backend, DatasetName, LoadOptions};
 
 /// Maximum time for a request, as in vLLM's client.
 const PATIENCE: Duration = Duration::from_secs(6 * 3600);
@@ -34,17 +34,19 @@ impl RequestOutcome {
     }
 }
 
-/// The client: its options and its connections.
+/// The client of one server: its options and its connections.
 pub(super) struct BenchClient<'a> {
-    pub(super) options: &'a ServeOptions,
-    pub(super) model: &'a str,
+    pub(super) options: &'a LoadOptions,
+    /// URL of the server.
+    pub(super) base: String,
+    pub(super) model: String,
     agent: ureq::Agent,
     key: Option<String>,
 }
 
 impl<'a> BenchClient<'a> {
-    pub(super) fn new(options: &'a ServeOptions, model: &'a str, key: Option<String>) -> Self {
-        Self { options, model, agent: agent(), key }
+    pub(super) fn new(options: &'a LoadOptions, base: String, model: String, key: Option<String>) -> Self {
+        Self { options, base, model, agent: agent(), key }
     }
 
     fn body(&self, asked: &BenchRequest) -> Value {
@@ -63,7 +65,9 @@ impl<'a> BenchClient<'a> {
         };
         let mut more = Map::new();
         // The answers to random prompts must have the requested length.
-        more.insert("ignore_eos".to_owned(), json!(true));
+        if options.ignore_eos || options.dataset_name == DatasetName::Random {
+            more.insert("ignore_eos".to_owned(), json!(true));
+        }
         for (name, value) in [
             ("temperature", options.temperature.map(Value::from)),
             ("top_p", options.top_p.map(Value::from)),
@@ -81,7 +85,7 @@ impl<'a> BenchClient<'a> {
 
     /// Sends a request and waits for its end. `began` is the start of the measurement.
     pub(super) fn ask(&self, asked: &BenchRequest, id: &str, began: Instant) -> RequestOutcome {
-        let url = format!("{}{}", self.options.base(), self.options.endpoint());
+        let url = format!("{}{}", self.base, self.options.endpoint());
         let mut request = self.agent.post(url).header("x-request-id", id);
         for (name, value) in &self.options.header {
             request = request.header(name, value);
@@ -275,8 +279,8 @@ mod tests {
     fn requests_reuse_the_connection() {
         let (port, accepted) = server();
         let port = port.to_string();
-        let options = crate::bench::testing::options(&["--port", &port]);
-        let client = BenchClient::new(&options, "m", None);
+        let options = crate::bench::testing::options(&["--port", &port]).load;
+        let client = BenchClient::new(&options, options.base(), "m".to_owned(), None);
         for n in 0..3 {
             let asked = BenchRequest { prompt: "a".to_owned(), prompt_tokens: 1, output_tokens: 1 };
             let output = client.ask(&asked, &n.to_string(), Instant::now());

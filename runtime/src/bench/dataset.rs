@@ -1,79 +1,48 @@
-//! Random prompts and arrival times, made like those of vLLM's client.
+//! The requests of a load: their prompts, the lengths of their answers and their times.
 
+mod custom;
+mod random;
+
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Gamma};
 
-use super::ServeOptions;
-use crate::frontend::{Bos, Detokenizer, SpecialTokens, Tokenizer};
-use std::sync::Arc;
-
-/// Attempts to make a text that has the wanted number of tokens.
-const RETRIES: usize = 10;
+use super::{DatasetName, LoadOptions};
+use crate::frontend::ServedModel;
 
 /// One request of the benchmark.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BenchRequest {
     pub(super) prompt: String,
+    /// 0 if the client has no tokenizer. The server's count replaces it.
     pub(super) prompt_tokens: u32,
     pub(super) output_tokens: u32,
 }
 
-/// Makes random prompts. Each prompt is a common prefix and a run of consecutive tokens of the vocabulary from a random start.
-///
-/// # Errors
-/// The vocabulary has no ordinary tokens.
-pub(super) fn random(
-    options: &ServeOptions,
-    tokenizer: &Arc<Tokenizer>,
-) -> Result<Vec<BenchRequest>, String> {
-    let mut random = SmallRng::seed_from_u64(options.seed);
-    let allowed = tokenizer.ordinary();
-    if allowed.is_empty() {
-        return Err("the tokenizer has no ordinary tokens".to_owned());
-    }
-    let own = tokenizer.encode("", Bos::Add)?.len() as u32;
-    let length = |around: u32, random: &mut SmallRng| {
-        let spread = f64::from(around) * options.random_range_ratio.clamp(0.0, 1.0);
-        let (low, high) = (f64::from(around) - spread, f64::from(around) + spread);
-        random.random_range(low.floor() as u32..=high.ceil() as u32).max(1)
-    };
-    let pick = |random: &mut SmallRng| allowed[random.random_range(0..allowed.len())];
-    let prefix: Vec<u32> = (0..options.random_prefix_len).map(|_| pick(&mut random)).collect();
-    let mut all = Vec::with_capacity(options.num_prompts);
-    for index in 0..options.num_prompts {
-        let wanted = length(options.random_input_len.saturating_sub(own), &mut random);
-        let output_tokens = length(options.random_output_len, &mut random);
-        let offset: usize = random.random_range(0..allowed.len());
-        let inner = (0..wanted as usize).map(|place| allowed[(offset + index + place) % allowed.len()]);
-        let tokens: Vec<u32> = prefix.iter().copied().chain(inner).collect();
-        let (prompt, prompt_tokens) = settle(tokenizer, tokens, || pick(&mut random))?;
-        all.push(BenchRequest { prompt, prompt_tokens: prompt_tokens + own, output_tokens });
-    }
-    Ok(all)
+/// A part of the requests of a benchmark.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// Number of the first request. Parts with different numbers have different prompts, as far as the dataset has enough.
+    pub(super) first: usize,
+    pub(super) count: usize,
 }
 
-/// Makes a text that has as many tokens as `tokens`, or about as many after [`RETRIES`] attempts. An attempt converts the tokens to text
-/// and back, and then cuts off or adds tokens.
-fn settle(
-    tokenizer: &Arc<Tokenizer>,
-    mut tokens: Vec<u32>,
-    mut pick: impl FnMut() -> u32,
-) -> Result<(String, u32), String> {
-    let wanted = tokens.len();
-    for _ in 0..RETRIES {
-        let text = Detokenizer::text(tokenizer, &tokens, SpecialTokens::Show);
-        let back = tokenizer.encode(&text, Bos::Omit)?;
-        if back.len() == wanted {
-            return Ok((text, wanted as u32));
+/// Makes a part of the requests.
+///
+/// # Errors
+/// The dataset or the tokenizer cannot be used, in one sentence.
+pub(super) fn requests(
+    options: &LoadOptions,
+    model: Option<&ServedModel>,
+    part: Part,
+) -> Result<Vec<BenchRequest>, String> {
+    match options.dataset_name {
+        DatasetName::Random => {
+            let model = model.ok_or("random prompts need a tokenizer; set --tokenizer")?;
+            random::requests(options, &model.tokenizer, part)
         }
-        tokens = back;
-        tokens.truncate(wanted);
-        tokens.extend((tokens.len()..wanted).map(|_| pick()));
+        DatasetName::Custom => custom::requests(options, model, part),
     }
-    let text = Detokenizer::text(tokenizer, &tokens, SpecialTokens::Show);
-    let count = tokenizer.encode(&text, Bos::Omit)?.len();
-    Ok((text, count as u32))
 }
 
 /// The time of each request in seconds. The waits are gamma-distributed and scaled so that the last request is sent at `count / rate`.
@@ -96,7 +65,26 @@ pub(super) fn arrivals(count: usize, rate: f64, burstiness: f64, seed: u64) -> V
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::bench::testing::options;
+    use crate::frontend::testing::bytes_model;
+
+    #[test]
+    fn parts_have_other_prompts_of_the_same_lengths() {
+        let model = ServedModel::new(Path::new("m"), &bytes_model(), None).unwrap();
+        let lengths =
+            ["--random-input-len", "20", "--random-output-len", "50", "--random-range-ratio", "0.8"];
+        let options = options(&lengths).load;
+        let part = |first| requests(&options, Some(&model), Part { first, count: 8 }).unwrap();
+        let lengths = |all: &[BenchRequest]| all.iter().map(|one| one.output_tokens).collect::<Vec<_>>();
+        assert_eq!(lengths(&part(0)), lengths(&part(8)));
+        assert!(lengths(&part(0)).iter().any(|tokens| *tokens != 50), "{:?}", part(0));
+        // Bytes that are no text make some of the prompts equal.
+        assert!(part(0).iter().zip(part(8)).filter(|(a, b)| a.prompt != b.prompt).count() > 4);
+        assert_eq!(part(0), part(0));
+    }
 
     #[test]
     fn arrivals_have_the_wanted_rate_and_burstiness() {

@@ -6,7 +6,7 @@ use common::statistics::{deviation, mean, median, quantile};
 use serde_json::{Map, Value, json};
 
 use super::ServeOptions;
-use super::client::RequestOutcome;
+use super::client::{BenchClient, RequestOutcome};
 
 const WIDTH: usize = 50;
 
@@ -93,7 +93,9 @@ impl<'a> Results<'a> {
 
     /// Maximum number of tokens per second and of concurrent requests, counted by whole seconds.
     fn peaks(&self) -> (f64, f64) {
-        let seconds = self.duration.ceil().max(1.0) as usize + 1;
+        // The blocks of a comparison end later than their duration.
+        let end = self.good().map(|output| output.start + output.latency).fold(self.duration, f64::max);
+        let seconds = end.ceil().max(1.0) as usize + 1;
         let (mut tokens, mut requests) = (vec![0u64; seconds], vec![0u64; seconds]);
         for output in self.good() {
             let bucket = |time: f64| (time as usize).min(seconds - 1);
@@ -122,7 +124,7 @@ impl<'a> Results<'a> {
         let title = centred(" Serving Benchmark Result ", '=');
         whole("Successful requests:", completed as u64);
         whole("Failed requests:", (self.outputs.len() - completed) as u64);
-        if let Some(most) = self.options.max_concurrency {
+        if let Some(most) = self.options.load.max_concurrency {
             whole("Maximum request concurrency:", most as u64);
         }
         let mut part = |name: &str, value: f64| writeln!(out, "{name:<40} {value:<10.2}").unwrap_or_default();
@@ -159,33 +161,36 @@ impl<'a> Results<'a> {
         self.options.percentile_metrics.iter().any(|name| name == times.name)
     }
 
-    /// The figures with the names in vLLM's files.
-    pub(super) fn json(&self, date: &str, model: &str) -> Value {
-        let options = self.options;
+    /// The figures with the names in vLLM's files, and the server, the dataset and the seed. A plot needs the figures of each request.
+    pub(super) fn json(&self, date: &str, client: &BenchClient<'_>) -> Value {
+        let (options, load, model) = (self.options, &self.options.load, &*client.model);
         let (prompt, sampled) = self.tokens();
         let (peak_tokens, peak_requests) = self.peaks();
         let rate = |amount: u64| amount as f64 / self.duration;
         let request_rate =
             if options.request_rate.is_finite() { json!(options.request_rate) } else { json!("inf") };
-        let backend = options.backend.name();
+        let backend = load.backend.name();
         let mut all = Map::new();
         let mut put = |name: &str, value: Value| all.insert(name.to_owned(), value);
         put("date", json!(date));
         put("endpoint_type", json!(backend));
         put("backend", json!(backend));
-        put("label", json!(options.label));
+        put("label", json!(load.label));
         put("model_id", json!(model));
         put(
             "tokenizer_id",
-            json!(options.tokenizer.as_ref().map_or_else(|| model.to_owned(), |p| p.display().to_string())),
+            json!(load.tokenizer.as_ref().map_or_else(|| model.to_owned(), |p| p.display().to_string())),
         );
-        put("num_prompts", json!(options.num_prompts));
+        put("num_prompts", json!(self.outputs.len()));
+        put("server", json!(client.base));
+        put("dataset_name", json!(load.dataset_name.name()));
+        put("seed", json!(load.seed));
         for (name, value) in &options.metadata {
             put(name, json!(value));
         }
         put("request_rate", request_rate);
-        put("burstiness", json!(options.burstiness));
-        put("max_concurrency", json!(options.max_concurrency));
+        put("burstiness", json!(load.burstiness));
+        put("max_concurrency", json!(load.max_concurrency));
         put("duration", json!(self.duration));
         put("completed", json!(self.completed()));
         put("failed", json!(self.outputs.len() - self.completed()));
@@ -199,7 +204,7 @@ impl<'a> Results<'a> {
         put("max_concurrent_requests", json!(peak_requests));
         let of = |field: fn(&RequestOutcome) -> Value| Value::Array(self.outputs.iter().map(field).collect());
         put("latencies", of(|output| json!(output.latency)));
-        if options.save_detailed {
+        if options.save_detailed || options.plot.is_some() || options.compare.is_some() {
             put("input_lens", of(|output| json!(output.prompt_tokens)));
             put("output_lens", of(|output| json!(output.output_tokens)));
             put("start_times", of(|output| json!(output.start)));
@@ -221,7 +226,7 @@ impl<'a> Results<'a> {
 }
 
 /// Mean seconds per token after the first; `None` for an answer of one token.
-fn tpot(output: &RequestOutcome) -> Option<f64> {
+pub(super) fn tpot(output: &RequestOutcome) -> Option<f64> {
     let later = output.output_tokens.checked_sub(1).filter(|later| *later > 0)?;
     Some((output.latency - output.ttft) / f64::from(later))
 }

@@ -1,189 +1,133 @@
-//! `runtime bench serve`: makes prompts, sends them at their times and prints the results.
+//! `runtime bench serve`: makes prompts, sends them at their times and prints the results. With `--compare`, it sends them to two servers.
 
-use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use jiff::Timestamp;
+use serde_json::{Value, json};
 
-use super::ServeOptions;
-use super::client::{BenchClient, RequestOutcome, first_model};
-use super::dataset::{BenchRequest, arrivals, random};
+use super::client::{BenchClient, RequestOutcome};
+use super::comparison::Block;
+use super::dataset::{BenchRequest, Part, arrivals, requests};
 use super::results::Results;
-use crate::frontend::ServedModel;
-use crate::open_files;
+use super::{ServeOptions, comparison, load, plot};
 
-/// Stack of the thread of a request. There may be a thousand of these threads.
-const STACK_BYTES: usize = 256 << 10;
-
-/// Measures, prints the results, and writes the result file. `key` is the API key.
+/// Measures, prints the results, and writes the files. `key` is the API key.
 ///
 /// # Errors
-/// There is no server or no tokenizer, the file cannot be written, or all requests failed. Other failed requests are counted.
+/// There is no server or no tokenizer, a file cannot be written, or all requests to a server failed. Other failed requests are counted.
 pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
     ensure!(
         options.request_rate > 0.0,
         "--request-rate is {}; set it to a number above 0",
         options.request_rate
     );
-    ensure!(options.burstiness > 0.0, "--burstiness is {}; set it to a number above 0", options.burstiness);
-    ensure!(
-        options.max_concurrency != Some(0),
-        "--max-concurrency is 0; leave it out or set it to at least 1"
-    );
-    let (listed, root) = match (&options.model, &options.tokenizer) {
-        (Some(model), Some(tokenizer)) => (model.clone(), tokenizer.display().to_string()),
-        _ => first_model(&options.base(), key.as_deref()).map_err(|reason| anyhow!(reason))?,
-    };
-    let model = options.model.clone().unwrap_or(listed);
-    let tokenizer = tokenizer(options, &root)?;
-    let asked = random(options, &tokenizer).map_err(|reason| anyhow!(reason))?;
-    let client = BenchClient::new(options, &model, key);
-    ready(&client, &asked)?;
-    for asked in asked.iter().cycle().take(options.num_warmups) {
-        client.ask(asked, "warm-up", Instant::now());
+    load::check(&options.load)?;
+    let (client, root) = load::connect(&options.load, options.load.base(), key.clone())?;
+    let model = load::text_model(&options.load, &root)?;
+    let part = Part { first: 0, count: options.num_prompts };
+    let asked = requests(&options.load, model.as_ref(), part).map_err(|reason| anyhow!(reason))?;
+    match &options.compare {
+        None => one(options, &client, &asked),
+        Some(base) => {
+            let (other, _) = load::connect(&options.load, base.clone(), key)?;
+            two(options, [&client, &other], &asked)
+        }
     }
-    println!("Starting {} requests to {}{} ({model})", asked.len(), options.base(), options.endpoint());
-    // Each request in flight has a connection.
-    open_files::raise();
-    let (outputs, duration) = measure(&client, &asked);
+}
+
+/// Measures one server.
+fn one(options: &ServeOptions, client: &BenchClient<'_>, asked: &[BenchRequest]) -> Result<()> {
+    load::ready(client, asked)?;
+    println!(
+        "Starting {} requests to {}{} ({})",
+        asked.len(),
+        client.base,
+        options.load.endpoint(),
+        client.model
+    );
+    let times = arrivals(asked.len(), options.request_rate, options.load.burstiness, options.load.seed);
+    let (outputs, duration) = load::measure(client, asked, &times, Instant::now());
     let results = Results::new(options, &outputs, duration);
     print!("{}", results.block());
-    let mut failed = outputs.iter().filter(|output| !output.is_good()).peekable();
-    if let Some(first) = failed.peek() {
-        eprintln!("first failed request: {}", first.error);
-    }
-    if options.save_result || options.save_detailed {
-        let date = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
-        let path = path(options, &model, &date);
-        let text = serde_json::to_string(&results.json(&date, &model))?;
-        std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-        println!("wrote the results to {}", path.display());
-    }
+    show_first_failure(&outputs);
+    let date = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+    write(options, client, &date, &results.json(&date, client))?;
     ensure!(outputs.is_empty() || outputs.iter().any(RequestOutcome::is_good), "all requests failed");
     Ok(())
 }
 
-fn tokenizer(options: &ServeOptions, root: &str) -> Result<std::sync::Arc<crate::frontend::Tokenizer>> {
-    let path = options.tokenizer.as_deref().unwrap_or(Path::new(root));
-    if !path.exists() {
-        bail!(
-            "the model of the server is {root:?}, which is not on this machine; set --tokenizer to a GGUF file or folder"
-        );
+/// Measures two servers: sends each block of the requests to one and then to the other, and the next block in the other order.
+fn two(options: &ServeOptions, clients: [&BenchClient<'_>; 2], asked: &[BenchRequest]) -> Result<()> {
+    let count = options.compare_blocks;
+    ensure!(
+        (2..=asked.len()).contains(&count),
+        "--compare-blocks is {count}; set it to at least 2 and at most the number of requests, {}",
+        asked.len()
+    );
+    for client in clients {
+        load::ready(client, asked)?;
     }
-    let model = ServedModel::open(path, path, None)
-        .with_context(|| format!("cannot open --tokenizer {}", path.display()))?;
-    Ok(model.tokenizer)
-}
-
-/// Waits until the server answers a first request, if `--ready-check-timeout-sec` is set.
-fn ready(client: &BenchClient<'_>, asked: &[BenchRequest]) -> Result<()> {
-    let wait = Duration::from_secs(client.options.ready_check_timeout_sec);
-    let Some(first) = asked.first().filter(|_| !wait.is_zero()) else { return Ok(()) };
-    let began = Instant::now();
-    loop {
-        let output = client.ask(first, "ready", began);
-        if output.is_good() {
-            return Ok(());
+    println!("Starting {} requests to each of two servers, in {count} blocks that alternate", asked.len());
+    let mut blocks = Vec::with_capacity(count);
+    let clock = Instant::now();
+    for n in 0..count {
+        let part = &asked[asked.len() * n / count..asked.len() * (n + 1) / count];
+        let seed = options.load.seed.wrapping_add(n as u64);
+        let times = arrivals(part.len(), options.request_rate, options.load.burstiness, seed);
+        let mut block = Block::default();
+        for server in if n % 2 == 0 { [0, 1] } else { [1, 0] } {
+            let (outputs, duration) = load::measure(clients[server], part, &times, clock);
+            (block.outputs[server], block.duration[server]) = (outputs, duration);
         }
-        ensure!(began.elapsed() < wait, "server is not ready after {} s: {}", wait.as_secs(), output.error);
-        std::thread::sleep(Duration::from_secs(1));
+        blocks.push(block);
     }
-}
-
-/// Sends each request at its time, from a thread of its own. Returns the results and the duration in seconds.
-fn measure(client: &BenchClient<'_>, asked: &[BenchRequest]) -> (Vec<RequestOutcome>, f64) {
-    let options = client.options;
-    let times = arrivals(asked.len(), options.request_rate, options.burstiness, options.seed);
-    let prefix =
-        options.request_id_prefix.clone().unwrap_or_else(|| format!("bench-{:08x}-", std::process::id()));
-    let places = ConcurrencyLimit::new(options.max_concurrency.unwrap_or(usize::MAX));
-    let outputs: Mutex<Vec<RequestOutcome>> = Mutex::new(vec![RequestOutcome::default(); asked.len()]);
-    let done = AtomicUsize::new(0);
-    let began = Instant::now();
-    std::thread::scope(|scope| {
-        let progress = !options.disable_tqdm && std::io::stderr().is_terminal();
-        if progress {
-            scope.spawn(|| show(&done, asked.len(), began));
-        }
-        for (n, (asked, at)) in asked.iter().zip(times).enumerate() {
-            let at = Duration::try_from_secs_f64(at).unwrap_or_default();
-            let wait = at.saturating_sub(began.elapsed());
-            if !wait.is_zero() {
-                std::thread::sleep(wait);
-            }
-            let (places, outputs, done, id) = (&places, &outputs, &done, format!("{prefix}{n}"));
-            let keep = move |output: RequestOutcome| {
-                outputs.lock().unwrap_or_else(PoisonError::into_inner)[n] = output;
-                done.fetch_add(1, Ordering::Relaxed);
-            };
-            let ask = move || {
-                let _place = places.take();
-                keep(client.ask(asked, &id, began));
-            };
-            let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, ask);
-            if let Err(error) = thread {
-                let error = format!("cannot start a thread for the request: {error}");
-                outputs.lock().unwrap_or_else(PoisonError::into_inner)[n] =
-                    RequestOutcome { error, ..RequestOutcome::default() };
-                done.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+    let outputs = [0, 1].map(|server| {
+        blocks.iter().flat_map(|block| block.outputs[server].iter().cloned()).collect::<Vec<_>>()
     });
-    let duration = began.elapsed().as_secs_f64();
-    (outputs.into_inner().unwrap_or_else(PoisonError::into_inner), duration)
+    for (n, outputs) in outputs.iter().enumerate() {
+        let good = outputs.iter().filter(|output| output.is_good()).count();
+        let (letter, base, all) = (["A", "B"][n], &clients[n].base, outputs.len());
+        println!("{letter}: {base} ({}): {good} of {all} requests succeeded", clients[n].model);
+        show_first_failure(outputs);
+    }
+    let rows = comparison::compare(&blocks, options.load.seed);
+    print!("{}", comparison::table(&rows));
+    let date = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+    let servers: Vec<Value> = (0..2)
+        .map(|n| {
+            let duration = blocks.iter().map(|block| block.duration[n]).sum();
+            Results::new(options, &outputs[n], duration).json(&date, clients[n])
+        })
+        .collect();
+    let sizes: Vec<usize> = blocks.iter().map(|block| block.outputs[0].len()).collect();
+    let rows: Vec<Value> = rows.iter().map(comparison::Comparison::json).collect();
+    let results = json!({
+        "kind": "compare", "date": date, "servers": servers, "block_sizes": sizes, "comparison": rows,
+    });
+    write(options, clients[0], &date, &results)?;
+    for (outputs, client) in outputs.iter().zip(clients) {
+        ensure!(outputs.iter().any(RequestOutcome::is_good), "all requests to {} failed", client.base);
+    }
+    Ok(())
 }
 
-/// Shows the progress until all requests are done.
-fn show(done: &AtomicUsize, all: usize, began: Instant) {
-    loop {
-        let count = done.load(Ordering::Relaxed);
-        let seconds = began.elapsed().as_secs_f64();
-        let filled = (count * 30).checked_div(all).unwrap_or(30);
-        let rate = count as f64 / seconds.max(1e-3);
-        eprint!(
-            "\r{:3}%|{}{}| {count}/{all} [{seconds:.0}s, {rate:.2}it/s]",
-            count * 100 / all.max(1),
-            "█".repeat(filled),
-            " ".repeat(30 - filled)
-        );
-        let _ = std::io::stderr().flush();
-        if count >= all {
-            return eprintln!();
-        }
-        std::thread::sleep(Duration::from_millis(200));
+fn show_first_failure(outputs: &[RequestOutcome]) {
+    if let Some(first) = outputs.iter().find(|output| !output.is_good()) {
+        eprintln!("first failed request: {}", first.error);
     }
 }
 
-/// Limits the requests in flight.
-struct ConcurrencyLimit {
-    free: Mutex<usize>,
-    freed: Condvar,
-}
-
-struct InFlight<'a>(&'a ConcurrencyLimit);
-
-impl ConcurrencyLimit {
-    fn new(count: usize) -> Self {
-        Self { free: Mutex::new(count), freed: Condvar::new() }
+/// Writes the files that the options ask for.
+fn write(options: &ServeOptions, client: &BenchClient<'_>, date: &str, results: &Value) -> Result<()> {
+    if options.save_result || options.save_detailed {
+        let path = path(options, &client.model, date);
+        let text = serde_json::to_string(results)?;
+        std::fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        println!("wrote the results to {}", path.display());
     }
-
-    fn take(&self) -> InFlight<'_> {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
-        *free -= 1;
-        InFlight(self)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.0.freed.notify_one();
-    }
+    options.plot.as_ref().map_or(Ok(()), |path| plot::write(results, path))
 }
 
 /// Path of the result file: `{label|backend}-{rate}qps[-concurrencyN]-{model}-{time}.json`.
@@ -192,10 +136,11 @@ fn path(options: &ServeOptions, model: &str, date: &str) -> PathBuf {
     if let Some(name) = &options.result_filename {
         return folder.join(name);
     }
-    let label = options.label.as_deref().unwrap_or(options.backend.name());
+    let label = options.load.label.as_deref().unwrap_or(options.load.backend.name());
     let rate =
         if options.request_rate.is_finite() { options.request_rate.to_string() } else { "inf".to_owned() };
-    let concurrency = options.max_concurrency.map(|most| format!("-concurrency{most}")).unwrap_or_default();
+    let concurrency =
+        options.load.max_concurrency.map(|most| format!("-concurrency{most}")).unwrap_or_default();
     let model = model.rsplit('/').next().unwrap_or(model);
     folder.join(format!("{label}-{rate}qps{concurrency}-{model}-{date}.json"))
 }

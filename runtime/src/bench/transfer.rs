@@ -11,6 +11,7 @@ mod peer;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
@@ -26,7 +27,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use common::statistics::{median, quartiles};
 use connector::frame::Versions;
+use jiff::Timestamp;
+use serde_json::json;
 
+use super::plot;
 use crate::config::{Config, DeviceSetting, Flag};
 use crate::roles;
 use first_put::FirstPut;
@@ -62,6 +66,12 @@ pub struct TransferOptions {
     /// Number of cycles; each measures the lane alone, then a pair without the page hash, then a pair with it
     #[arg(long, default_value_t = 15)]
     pub cycles: usize,
+    /// Writes the results to this JSON file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Draws the results into this SVG file
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
     /// Sets one configuration key; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = Flag::parse)]
     pub set: Vec<Flag>,
@@ -132,6 +142,7 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
         println!("{}", line(&row));
         columns.iter_mut().zip(row).for_each(|(column, value)| column.extend(value));
     }
+    write(options, page_bytes, &columns)?;
     let quartiles = columns.map(|column| (!column.is_empty()).then(|| quartiles(column)));
     for (quarter, name) in ["lower quartiles", "medians", "upper quartiles"].into_iter().enumerate() {
         println!("{}  {name}", line(&quartiles.map(|column| column.map(|column| column[quarter]))));
@@ -141,6 +152,33 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
         println!("of the lane alone: {:.2} without the hash, {:.2} with it (medians)", off / lane, on / lane);
     }
     Ok(())
+}
+
+/// Names of the columns in plots.
+const COLUMNS: [&str; 5] = ["lane alone", "no hash", "no hash, puts", "hash", "hash, puts"];
+
+/// Writes the files that the options ask for. `columns` are in bytes per second.
+fn write(options: &TransferOptions, page_bytes: u64, columns: &[Vec<f64>; 5]) -> Result<()> {
+    let columns: Vec<_> = COLUMNS
+        .iter()
+        .zip(columns)
+        .map(|(name, rates)| {
+            let rates: Vec<f64> = rates.iter().map(|rate| rate / 1e9).collect();
+            json!({"name": name, "gigabytes_per_second": rates})
+        })
+        .collect();
+    let results = json!({
+        "kind": "transfer", "date": Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string(),
+        "pages": options.pages, "page_kib": page_bytes >> 10, "scattered": options.scattered,
+        "in_flight": options.in_flight, "rounds": options.rounds, "cycles": options.cycles,
+        "columns": columns,
+    });
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&results)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        println!("wrote the results to {}", path.display());
+    }
+    options.plot.as_ref().map_or(Ok(()), |path| plot::write(&results, path))
 }
 
 /// Formats rates in bytes per second as GB/s.

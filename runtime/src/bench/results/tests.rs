@@ -55,9 +55,11 @@ P99 ITL (ms):                            30.00
 fn the_file_has_vllms_names() {
     let outputs = outputs();
     let options = options(&["--save-detailed", "--metadata", "gpu=none", "--percentile-metrics", "e2el"]);
-    let json = Results::new(&options, &outputs, 2.0).json("20261125-000000", "m");
+    let client = BenchClient::new(&options.load, "http://a:1".to_owned(), "m".to_owned(), None);
+    let json = Results::new(&options, &outputs, 2.0).json("20261125-000000", &client);
     assert_eq!((&json["request_rate"], &json["burstiness"]), (&json!("inf"), &json!(1.0)));
     assert_eq!((&json["completed"], &json["failed"], &json["gpu"]), (&json!(3), &json!(1), &json!("none")));
+    assert_eq!((&json["server"], &json["seed"]), (&json!("http://a:1"), &json!(0)));
     assert_eq!((&json["request_goodput"], &json["output_lens"]), (&Value::Null, &json!([11, 11, 0, 1])));
     assert_eq!(json["p99_ttft_ms"], Value::Null, "it was not asked for");
     let median = json["median_e2el_ms"].as_f64().unwrap();
