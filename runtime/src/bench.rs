@@ -24,7 +24,7 @@ use clap::Subcommand;
 use crate::config::{Config, Role, Surroundings};
 
 pub use options::{Backend, DatasetName, LoadOptions, RedrawOptions, ServeOptions, SweepOptions};
-pub use transfer::TransferOptions;
+pub use transfer::{PutMeasurement, TransferOptions};
 
 /// The benchmarks.
 #[derive(Subcommand)]

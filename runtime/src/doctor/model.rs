@@ -30,7 +30,8 @@ pub(super) fn files(subject: &Subject) -> Vec<Finding> {
         return Vec::new();
     }
     if let Some(reason) = &subject.not_cached {
-        let remedy = "run `runtime pull` with the name of the model, or start the process, which downloads it";
+        let remedy =
+            "run `runtime pull` with the name of the model, or start the process, which downloads it";
         return vec![Finding::warning("model", reason, remedy)];
     }
     let Some(model) = subject.model.within(LIMIT) else { return Vec::new() };
