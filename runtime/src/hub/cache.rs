@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use super::error::HubError;
 use super::name::{is_commit, is_relative};
-use super::select::{INDEX, ModelParts, Selection, select, shards};
+use super::select::{INDEX, ModelParts, Selection, TOKENIZER, select, shards};
 use super::tree::Tree;
 
 /// The time between attempts to get a lock. It is that of Python's `filelock`.
@@ -135,7 +135,7 @@ impl RepoCache {
     }
 
     /// The paths that the cache lacks of a commit, and where the model is. Without a recorded list, the folder itself says what the
-    /// repository has.
+    /// repository has. A folder without a tokenizer was then left by a download that did not end.
     ///
     /// # Errors
     /// The repository does not have the files of a model. The text is the rest of a sentence that begins with the repository.
@@ -146,7 +146,9 @@ impl RepoCache {
         parts: ModelParts,
     ) -> Result<(Selection, Vec<String>), String> {
         let folder = self.snapshot(commit);
-        let tree = self.tree(commit).unwrap_or_else(|| Tree::of_names(files_below(&folder)));
+        let recorded = self.tree(commit);
+        let is_recorded = recorded.is_some();
+        let tree = recorded.unwrap_or_else(|| Tree::of_names(files_below(&folder)));
         let names = tree.names();
         let mut selection = select(&names, file, parts)?;
         let mut missing: Vec<String> = Vec::new();
@@ -159,6 +161,10 @@ impl RepoCache {
         }
         let wanted = selection.texts.iter().chain(&selection.weights);
         missing.extend(wanted.filter(|path| !self.has(commit, path, tree.bytes(path))).cloned());
+        let has_tokenizer = names.iter().any(|name| name == TOKENIZER);
+        if !is_recorded && selection.gguf.is_none() && !has_tokenizer {
+            missing.push(TOKENIZER.to_owned());
+        }
         missing.dedup();
         Ok((selection, missing))
     }
@@ -225,7 +231,7 @@ fn shards_of(index: &[u8]) -> Result<Vec<String>, String> {
         places.filter_map(|file| file.as_str().filter(|file| is_relative(file)).map(str::to_owned)).collect();
     files.sort_unstable();
     files.dedup();
-    Ok(files)
+    if files.is_empty() { Err(format!("has an {INDEX} that names no file")) } else { Ok(files) }
 }
 
 /// The paths of all files below a folder, relative to it, in order.

@@ -35,6 +35,8 @@ struct Cached {
     commit: String,
     selection: Selection,
     missing: Vec<String>,
+    /// Whether the list of the repository's files is recorded. Without it, small files may be missing.
+    is_listed: bool,
 }
 
 impl<'a> Fetch<'a> {
@@ -54,7 +56,7 @@ impl<'a> Fetch<'a> {
             };
         }
         // A commit never changes, so the hub is not asked.
-        if let Some(whole) = whole.filter(|_| is_commit(self.name.revision())) {
+        if let Some(whole) = whole.filter(|whole| whole.is_listed && is_commit(self.name.revision())) {
             return Ok(self.place(whole));
         }
         let client = HubClient::new(self.settings)?;
@@ -87,10 +89,18 @@ impl<'a> Fetch<'a> {
     fn cached(&self) -> Option<Cached> {
         let commit = self.cache.commit_of(self.name.revision())?;
         let (selection, missing) = self.cache.check(&commit, self.name.file.as_deref(), self.parts).ok()?;
-        Some(Cached { commit, selection, missing })
+        let is_listed = self.cache.tree(&commit).is_some();
+        Some(Cached { commit, selection, missing, is_listed })
     }
 
     fn place(&self, cached: &Cached) -> PathBuf {
+        if !cached.is_listed {
+            tracing::warn!(
+                model = %self.name,
+                commit = cached.commit,
+                "the cache has no list of the model's files, so small files such as the chat template may be missing"
+            );
+        }
         self.path(&cached.commit, &cached.selection)
     }
 

@@ -112,7 +112,16 @@ mod tests {
     /// The paths become paths of the cache.
     #[test]
     fn a_list_with_a_path_that_leads_elsewhere_is_refused() {
-        for path in ["../../x.gguf", "/x.gguf", "a/../x.gguf", "a//x.gguf", "a\\x.gguf", "a\n.gguf", "\u{1b}[2J.gguf", ""] {
+        for path in [
+            "../../x.gguf",
+            "/x.gguf",
+            "a/../x.gguf",
+            "a//x.gguf",
+            "a\\x.gguf",
+            "a\n.gguf",
+            "\u{1b}[2J.gguf",
+            "",
+        ] {
             let siblings = json!([{"rfilename": "config.json"}, {"rfilename": path}]);
             assert_eq!(Tree::of_siblings(&siblings), None, "{path:?}");
             let recorded = json!({"format_version": 1, "files": {path: {"size": 1, "blob_id": "b"}}});
