@@ -31,7 +31,7 @@ pub(super) struct RemoteFile {
     pub(super) etag: String,
     /// The kind of the checksum.
     pub(super) kind: ChecksumKind,
-    /// The size, if it is known.
+    /// The size, if it is known. That of a file with git's checksum is.
     pub(super) bytes: Option<u64>,
 }
 
@@ -216,7 +216,7 @@ impl Part {
         }
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = open.map_err(HubError::cache("open", path))?;
-        let mut checksum = Checksum::new(remote.kind);
+        let mut checksum = Checksum::new(remote.kind, remote.bytes.unwrap_or_default());
         let mut buffer = vec![0; 1 << 18];
         let mut bytes = 0;
         // After the last read, the file is positioned where new bytes go.

@@ -81,6 +81,10 @@ impl<'a> Fetch<'a> {
             what: "without a commit and a list of files with relative paths".to_owned(),
         };
         let commit = answer["sha"].as_str().filter(|commit| is_commit(commit)).ok_or_else(wrong)?;
+        if is_commit(self.name.revision()) && commit != self.name.revision() {
+            let what = format!("the commit {commit} when it was asked for another one");
+            return Err(HubError::Unexpected { url: url.clone(), what });
+        }
         let tree = Tree::of_siblings(&answer["siblings"]).ok_or_else(wrong)?;
         self.complete(&client, commit, &tree).await
     }
@@ -179,11 +183,11 @@ impl<'a> Fetch<'a> {
         paths: &[String],
     ) -> Result<(), HubError> {
         let missing = paths.iter().filter(|path| !self.cache.has(commit, path, tree.bytes(path)));
-        let heads = stream::iter(missing.map(|path| self.describe(client, commit, path)));
+        let heads = stream::iter(missing.map(|path| self.describe(client, commit, tree, path)));
         let described: Vec<Result<RemoteFile, HubError>> = heads.buffered(AT_A_TIME).collect().await;
         let files: Vec<RemoteFile> = described.into_iter().collect::<Result<_, _>>()?;
         let lacking = files.iter().filter(|file| !has_blob(&self.cache.blob(&file.etag), file.bytes));
-        let total = lacking.clone().filter_map(|file| file.bytes).sum();
+        let total = lacking.clone().filter_map(|file| file.bytes).fold(0, u64::saturating_add);
         self.check_room(lacking)?;
         let progress = Progress::new(&self.name.to_string(), total);
         let download = Download { client, cache: &self.cache, name: self.name, progress: &progress };
@@ -200,8 +204,14 @@ impl<'a> Fetch<'a> {
         Ok(())
     }
 
-    /// Asks for the checksum and the size of a file.
-    async fn describe(&self, client: &HubClient, commit: &str, path: &str) -> Result<RemoteFile, HubError> {
+    /// Asks for the checksum and the size of a file, and compares the checksum with that in the list.
+    async fn describe(
+        &self,
+        client: &HubClient,
+        commit: &str,
+        tree: &Tree,
+        path: &str,
+    ) -> Result<RemoteFile, HubError> {
         let url = client.file_url(&self.name.repo, commit, path);
         let answer = self.asked(Retries::default(), || client.head(&url)).await;
         let answer = answer.map_err(|failure| client.error(failure, &self.name.repo, self.name.revision()));
@@ -210,6 +220,14 @@ impl<'a> Fetch<'a> {
             let what = format!("the tag {etag:?} for a file, which is no checksum");
             return Err(HubError::Unexpected { url, what });
         };
+        if let Some(listed) = tree.checksum(path).filter(|listed| *listed != etag) {
+            let what = format!("the checksum {etag} for a file that its list has with {listed}");
+            return Err(HubError::Unexpected { url, what });
+        }
+        let bytes = bytes.or_else(|| tree.bytes(path));
+        if kind == ChecksumKind::Git && bytes.is_none() {
+            return Err(HubError::Unexpected { url, what: "without the size of the file".to_owned() });
+        }
         Ok(RemoteFile { path: path.to_owned(), url, etag, kind, bytes })
     }
 
