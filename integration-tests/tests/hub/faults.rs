@@ -225,7 +225,7 @@ fn a_path_comes_before_a_name() -> Result<()> {
         assert_eq!(output.status.code(), Some(1));
         Ok(())
     };
-    refused("no/model", &["no/model is no file or folder here", "shows no model no/model"])?;
+    refused("no/model", &["no/model is neither a file or folder here", "shows no model no/model"])?;
     assert_eq!(hub.requests().len(), 1);
     for path in ["/no/model", "no/such/model", "./model", "model", "models/x.gguf"] {
         refused(path, &[path])?;

@@ -12,6 +12,7 @@
 //! A blob gets its name, by a rename, after its checksum was verified. So each file that a snapshot leads to is whole.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -66,7 +67,7 @@ impl RepoCache {
     pub(super) fn incomplete(&self, etag: &str, lock: &BlobLock) -> PathBuf {
         match lock.file {
             Some(_) => self.blob(&format!("{etag}.incomplete")),
-            None => self.blob(&format!("{etag}.{}.incomplete", std::process::id())),
+            None => self.blob(&format!("{etag}.{}.incomplete", random())),
         }
     }
 
@@ -103,8 +104,7 @@ impl RepoCache {
             return Ok(());
         }
         // The link replaces what is there, such as the link to a damaged blob, in one step.
-        let new = with_suffix(&pointer, &format!(".{}.tmp", std::process::id()));
-        let _ = fs::remove_file(&new);
+        let new = with_suffix(&pointer, &format!(".{}.tmp", random()));
         symlink(target, &new).map_err(HubError::cache("create", &new))?;
         fs::rename(&new, &pointer).map_err(HubError::cache("create", &pointer))
     }
@@ -257,9 +257,15 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HubError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(HubError::cache("create", folder))?;
     }
-    let new = with_suffix(path, &format!(".{}.tmp", std::process::id()));
+    let new = with_suffix(path, &format!(".{}.tmp", random()));
     fs::write(&new, bytes).map_err(HubError::cache("write", &new))?;
     fs::rename(&new, path).map_err(HubError::cache("write", path))
+}
+
+/// A part of a name that no other process takes. Processes in containers that share a cache may have the same id.
+fn random() -> String {
+    // Each `RandomState` has new keys.
+    format!("{:016x}", RandomState::new().hash_one(0u8))
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
