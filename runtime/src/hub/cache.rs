@@ -11,10 +11,10 @@
 //!
 //! A blob gets its name, by a rename, after its checksum was verified. So each file that a snapshot leads to is whole.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -212,9 +212,13 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
     // The mode is that of Python's `huggingface_hub`, for users who share a cache.
     let file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o664).open(path)?;
+    // The user's mask may have taken bits of the mode. Another user's file keeps its mode.
+    let _ = file.set_permissions(Permissions::from_mode(0o664));
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),
+        // Some network file systems say so if another process has the lock. `filelock` waits then, too.
+        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::PermissionDenied => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error),
     }
     // Some versions of Python's `filelock` remove the file when they release the lock. Then this lock excludes nobody.

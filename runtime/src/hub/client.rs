@@ -158,13 +158,18 @@ impl HubClient {
     /// Reads a JSON document.
     pub(super) async fn json(&self, url: &str) -> Result<serde_json::Value, Failure> {
         let response = self.send(Method::GET, url, 0, true).await?;
-        let body =
-            timeout(self.patience, Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect()).await;
         let broken = |reason: String| Failure::Connection { url: url.to_owned(), reason };
-        let bytes = body
-            .map_err(|_| broken(self.silence()))?
-            .map_err(|error| broken(with_causes(&*error)))?
-            .to_bytes();
+        let mut body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+        let mut bytes = Vec::new();
+        // A long list may come slowly.
+        while let Some(frame) =
+            timeout(self.patience, body.frame()).await.map_err(|_| broken(self.silence()))?
+        {
+            let frame = frame.map_err(|error| broken(with_causes(&*error)))?;
+            if let Ok(part) = frame.into_data() {
+                bytes.extend_from_slice(&part);
+            }
+        }
         serde_json::from_slice(&bytes)
             .map_err(|error| Failure::Protocol { url: url.to_owned(), what: format!("no JSON ({error})") })
     }

@@ -119,7 +119,7 @@ impl Download<'_> {
                 Attempt::Broken(failure) => {
                     let pause = failure.may_pass().and_then(|asked| retries.next(asked));
                     let Some(pause) = pause else { return Err(self.given_up(failure, file, part.bytes)) };
-                    tracing::debug!(
+                    tracing::info!(
                         file = file.path,
                         reason = failure.reason(),
                         "the download is tried again"

@@ -123,6 +123,7 @@ fn one_process_has_a_lock() {
     let path = place.0.join("a.lock");
     let held = try_lock(&path).unwrap().unwrap();
     assert!(try_lock(&path).unwrap().is_none());
+    assert_eq!(held.metadata().unwrap().mode() & 0o777, 0o664, "users may share a cache");
     drop(held);
     let held = try_lock(&path).unwrap().unwrap();
     fs::remove_file(&path).unwrap();
