@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::config::{Config, Role, Surroundings};
-use crate::hub;
 
 pub use transfer::TransferOptions;
 
@@ -36,10 +35,10 @@ impl BenchCommand {
     pub fn run(&self) -> anyhow::Result<()> {
         match self {
             Self::Serve(options) => serve::run(options, Surroundings::openai_key()),
-            Self::Transfer(options) => {
-                let config = Config::load(Role::Local, None, &options.set, Surroundings::of_process())?;
-                transfer::run(options, hub::localize(config)?)
-            }
+            Self::Transfer(options) => transfer::run(
+                options,
+                Config::load(Role::Local, None, &options.set, Surroundings::of_process())?,
+            ),
         }
     }
 }
