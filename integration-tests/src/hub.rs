@@ -25,6 +25,9 @@ pub use tls::{ConnectProxy, certificate};
 /// A repository at one commit: the bytes of its files by path.
 pub type RepoFiles = BTreeMap<String, Vec<u8>>;
 
+/// The place of faults of the host for large files.
+pub const ELSEWHERE: &str = "elsewhere:";
+
 /// A request that the hub has got.
 #[derive(Clone, Debug)]
 pub struct HubRequest {
@@ -211,10 +214,9 @@ impl FakeHub {
         let (number, fault, is_allowed) = {
             let mut state = self.state();
             state.requests.push(request.clone());
-            let fault = state
-                .faults
-                .iter_mut()
-                .find(|(place, fault)| path.contains(&**place) && fault.applies(&request));
+            let fault = state.faults.iter_mut().find(|(place, fault)| {
+                (path.contains(&**place) || (is_elsewhere && place == ELSEWHERE)) && fault.applies(&request)
+            });
             let fault = fault.map(|(_, fault)| fault.take());
             let wanted = state.token.as_ref().map(|token| format!("Bearer {token}"));
             (state.requests.len() - 1, fault, is_elsewhere || wanted.is_none() || wanted == token)

@@ -11,9 +11,10 @@
 //!
 //! A blob gets its name, by a rename, after its checksum was verified. So each file that a snapshot leads to is whole.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use tokio::time::{Instant, sleep};
 
 use super::error::HubError;
 use super::name::{is_commit, is_relative};
-use super::select::{INDEX, ModelParts, Selection, select, shards};
+use super::select::{INDEX, ModelParts, Selection, TOKENIZER, select, shards};
 use super::tree::Tree;
 
 /// The time between attempts to get a lock. It is that of Python's `filelock`.
@@ -66,7 +67,7 @@ impl RepoCache {
     pub(super) fn incomplete(&self, etag: &str, lock: &BlobLock) -> PathBuf {
         match lock.file {
             Some(_) => self.blob(&format!("{etag}.incomplete")),
-            None => self.blob(&format!("{etag}.{}.incomplete", std::process::id())),
+            None => self.blob(&format!("{etag}.{}.incomplete", random())),
         }
     }
 
@@ -103,8 +104,7 @@ impl RepoCache {
             return Ok(());
         }
         // The link replaces what is there, such as the link to a damaged blob, in one step.
-        let new = with_suffix(&pointer, &format!(".{}.tmp", std::process::id()));
-        let _ = fs::remove_file(&new);
+        let new = with_suffix(&pointer, &format!(".{}.tmp", random()));
         symlink(target, &new).map_err(HubError::cache("create", &new))?;
         fs::rename(&new, &pointer).map_err(HubError::cache("create", &pointer))
     }
@@ -135,7 +135,7 @@ impl RepoCache {
     }
 
     /// The paths that the cache lacks of a commit, and where the model is. Without a recorded list, the folder itself says what the
-    /// repository has.
+    /// repository has. A folder without a tokenizer was then left by a download that did not end.
     ///
     /// # Errors
     /// The repository does not have the files of a model. The text is the rest of a sentence that begins with the repository.
@@ -146,7 +146,9 @@ impl RepoCache {
         parts: ModelParts,
     ) -> Result<(Selection, Vec<String>), String> {
         let folder = self.snapshot(commit);
-        let tree = self.tree(commit).unwrap_or_else(|| Tree::of_names(files_below(&folder)));
+        let recorded = self.tree(commit);
+        let is_recorded = recorded.is_some();
+        let tree = recorded.unwrap_or_else(|| Tree::of_names(files_below(&folder)));
         let names = tree.names();
         let mut selection = select(&names, file, parts)?;
         let mut missing: Vec<String> = Vec::new();
@@ -159,6 +161,10 @@ impl RepoCache {
         }
         let wanted = selection.texts.iter().chain(&selection.weights);
         missing.extend(wanted.filter(|path| !self.has(commit, path, tree.bytes(path))).cloned());
+        let has_tokenizer = names.iter().any(|name| name == TOKENIZER);
+        if !is_recorded && selection.gguf.is_none() && !has_tokenizer {
+            missing.push(TOKENIZER.to_owned());
+        }
         missing.dedup();
         Ok((selection, missing))
     }
@@ -206,9 +212,13 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
     // The mode is that of Python's `huggingface_hub`, for users who share a cache.
     let file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o664).open(path)?;
+    // The user's mask may have taken bits of the mode. Another user's file keeps its mode.
+    let _ = file.set_permissions(Permissions::from_mode(0o664));
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),
+        // Some network file systems say so if another process has the lock. `filelock` waits then, too.
+        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::PermissionDenied => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error),
     }
     // Some versions of Python's `filelock` remove the file when they release the lock. Then this lock excludes nobody.
@@ -225,7 +235,7 @@ fn shards_of(index: &[u8]) -> Result<Vec<String>, String> {
         places.filter_map(|file| file.as_str().filter(|file| is_relative(file)).map(str::to_owned)).collect();
     files.sort_unstable();
     files.dedup();
-    Ok(files)
+    if files.is_empty() { Err(format!("has an {INDEX} that names no file")) } else { Ok(files) }
 }
 
 /// The paths of all files below a folder, relative to it, in order.
@@ -251,9 +261,15 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HubError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(HubError::cache("create", folder))?;
     }
-    let new = with_suffix(path, &format!(".{}.tmp", std::process::id()));
+    let new = with_suffix(path, &format!(".{}.tmp", random()));
     fs::write(&new, bytes).map_err(HubError::cache("write", &new))?;
     fs::rename(&new, path).map_err(HubError::cache("write", path))
+}
+
+/// A part of a name that no other process takes. Processes in containers that share a cache may have the same id.
+fn random() -> String {
+    // Each `RandomState` has new keys.
+    format!("{:016x}", RandomState::new().hash_one(0u8))
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

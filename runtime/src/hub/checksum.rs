@@ -29,16 +29,16 @@ impl ChecksumKind {
 pub(super) enum Checksum {
     /// A large file.
     Sha256(Sha256),
-    /// A small file. git hashes the length first, so the bytes are kept until all are there.
-    Git(Vec<u8>),
+    /// A small file. git hashes the length first.
+    Git(Sha1),
 }
 
 impl Checksum {
-    /// The checksum of no bytes.
-    pub(super) fn new(kind: ChecksumKind) -> Self {
+    /// The checksum of no bytes of a file that has `length` in the end.
+    pub(super) fn new(kind: ChecksumKind, length: u64) -> Self {
         match kind {
             ChecksumKind::Sha256 => Self::Sha256(Sha256::new()),
-            ChecksumKind::Git => Self::Git(Vec::new()),
+            ChecksumKind::Git => Self::Git(Sha1::new_with_prefix(format!("blob {length}\0"))),
         }
     }
 
@@ -46,7 +46,7 @@ impl Checksum {
     pub(super) fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
-            Self::Git(all) => all.extend_from_slice(bytes),
+            Self::Git(hasher) => hasher.update(bytes),
         }
     }
 
@@ -54,12 +54,7 @@ impl Checksum {
     pub(super) fn finish(self) -> String {
         match self {
             Self::Sha256(hasher) => hex(&hasher.finalize()),
-            Self::Git(all) => {
-                let mut hasher = Sha1::new();
-                hasher.update(format!("blob {}\0", all.len()));
-                hasher.update(&all);
-                hex(&hasher.finalize())
-            }
+            Self::Git(hasher) => hex(&hasher.finalize()),
         }
     }
 }
@@ -76,7 +71,7 @@ mod tests {
     #[test]
     fn checksums_are_those_of_git() {
         fn check(kind: ChecksumKind, expect: &str) {
-            let mut checksum = Checksum::new(kind);
+            let mut checksum = Checksum::new(kind, 12);
             checksum.update(b"hello ");
             checksum.update(b"world\n");
             assert_eq!(checksum.finish(), expect);

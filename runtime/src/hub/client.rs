@@ -9,7 +9,8 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, HeaderValue, LOCATION, RANGE,
+    RETRY_AFTER, USER_AGENT,
 };
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -94,14 +95,13 @@ impl HubClient {
     /// # Errors
     /// A variable has a value that cannot be used.
     pub(super) fn new(settings: &HubSettings) -> Result<Self, HubError> {
-        let is_url = |url: &str| url.parse::<Uri>().is_ok_and(|uri| uri.host().is_some());
-        let wrong = |name: &str, url: &str| {
-            HubError::Settings(format!(
-                "{name} is {url:?}, which is no URL; set it to one such as https://host:port"
-            ))
-        };
-        if !is_url(&settings.endpoint) {
-            return Err(wrong("HF_ENDPOINT", &settings.endpoint));
+        check_endpoint(&settings.endpoint)?;
+        let token = settings.token();
+        if token.as_ref().is_some_and(|token| HeaderValue::try_from(bearer(token)).is_err()) {
+            return Err(HubError::Settings(
+                "the token has a character that cannot be sent; write it again to HF_TOKEN, or to the file in HF_TOKEN_PATH"
+                    .to_owned(),
+            ));
         }
         let tls = trust::config(settings.certificates.as_deref())?;
         let mut tcp = HttpConnector::new();
@@ -114,9 +114,15 @@ impl HubClient {
         let tunnelled = settings.proxy.as_ref().map(|proxy| {
             let matcher = Matcher::builder().https(proxy.reveal()).no(&*settings.no_proxy).build();
             let probe = Uri::from_static("https://host.invalid");
+            // The connection to the proxy is plain HTTP.
+            let is_http =
+                proxy.reveal().split_once("://").is_none_or(|(scheme, _)| scheme.eq_ignore_ascii_case("http"));
             // The URL may have a password, so the error does not show it.
-            let Some(found) = matcher.intercept(&probe) else {
-                return Err(wrong("HTTPS_PROXY", "not shown here"));
+            let Some(found) = matcher.intercept(&probe).filter(|_| is_http) else {
+                return Err(HubError::Settings(
+                    "HTTPS_PROXY is not the URL of a proxy that is reached by plain HTTP; set it to one such as http://host:port"
+                        .to_owned(),
+                ));
             };
             let tunnel = Tunnel::new(found.uri().clone(), tcp.clone());
             let tunnel = match found.basic_auth() {
@@ -129,7 +135,7 @@ impl HubClient {
             direct: builder.build(https().wrap_connector(tcp)),
             tunnelled: tunnelled.transpose()?,
             endpoint: settings.endpoint.clone(),
-            token: settings.token(),
+            token,
             patience: settings.patience,
         })
     }
@@ -152,13 +158,18 @@ impl HubClient {
     /// Reads a JSON document.
     pub(super) async fn json(&self, url: &str) -> Result<serde_json::Value, Failure> {
         let response = self.send(Method::GET, url, 0, true).await?;
-        let body =
-            timeout(self.patience, Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect()).await;
         let broken = |reason: String| Failure::Connection { url: url.to_owned(), reason };
-        let bytes = body
-            .map_err(|_| broken(self.silence()))?
-            .map_err(|error| broken(with_causes(&*error)))?
-            .to_bytes();
+        let mut body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+        let mut bytes = Vec::new();
+        // A long list may come slowly.
+        while let Some(frame) =
+            timeout(self.patience, body.frame()).await.map_err(|_| broken(self.silence()))?
+        {
+            let frame = frame.map_err(|error| broken(with_causes(&*error)))?;
+            if let Ok(part) = frame.into_data() {
+                bytes.extend_from_slice(&part);
+            }
+        }
         serde_json::from_slice(&bytes)
             .map_err(|error| Failure::Protocol { url: url.to_owned(), what: format!("no JSON ({error})") })
     }
@@ -229,11 +240,11 @@ impl HubClient {
             request = request.header(RANGE, format!("bytes={start}-"));
         }
         if let Some(token) = self.token.as_ref().filter(|_| origin(url) == origin(&self.endpoint)) {
-            request = request.header(AUTHORIZATION, format!("Bearer {}", token.reveal()));
+            request = request.header(AUTHORIZATION, bearer(token));
         }
         let request = request.body(Empty::new()).map_err(|error| Failure::Protocol {
             url: url.to_owned(),
-            what: format!("with an address or token that cannot be sent ({error})"),
+            what: format!("with an address that cannot be sent ({error})"),
         })?;
         let tunnelled = self.tunnelled.as_ref();
         let sent = match tunnelled.filter(|(matcher, _)| matcher.intercept(request.uri()).is_some()) {
@@ -252,9 +263,9 @@ impl HubClient {
     pub(super) fn error(&self, failure: Failure, repo: &str, revision: &str) -> HubError {
         let (endpoint, repo) = (self.endpoint.clone(), repo.to_owned());
         let refused = match failure {
-            Failure::Connection { url, reason } => return HubError::Unreachable { url, reason },
-            Failure::Protocol { url, what } => return HubError::Unexpected { url, what },
-            Failure::Status(refused) => refused,
+            Failure::Connection { url, reason } => return HubError::Unreachable { url: shown(&url), reason },
+            Failure::Protocol { url, what } => return HubError::Unexpected { url: shown(&url), what },
+            Failure::Status(refused) => RefusedStatus { url: shown(&refused.url), ..refused },
         };
         let has_token = self.has_token();
         match (refused.status.as_u16(), refused.code.as_deref()) {
@@ -328,6 +339,38 @@ impl Failure {
             Self::Status(refused) => format!("answered {}", refused.status),
         }
     }
+}
+
+/// Refuses what is no URL of a hub, and a URL with secrets, because errors show it.
+fn check_endpoint(endpoint: &str) -> Result<(), HubError> {
+    let uri: Option<Uri> = endpoint.parse().ok();
+    let is_http = |uri: &&Uri| matches!(uri.scheme_str(), Some("http" | "https"));
+    let Some(uri) = uri.as_ref().filter(is_http) else {
+        let value = if endpoint.contains('@') { "not shown here" } else { endpoint };
+        return Err(HubError::Settings(format!(
+            "HF_ENDPOINT is {value:?}, which is no URL of HTTP; set it to one such as https://host:port"
+        )));
+    };
+    if uri.query().is_some() || uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(HubError::Settings(
+            "HF_ENDPOINT has a user name, a password or a query; leave them out, and set HF_TOKEN to a token"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn bearer(token: &Secret) -> String {
+    format!("Bearer {}", token.reveal())
+}
+
+/// The URL without user name, password and query: the address of a file at another host is a secret for a while.
+fn shown(url: &str) -> String {
+    let plain = url.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = plain.split_once("://") else { return plain.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

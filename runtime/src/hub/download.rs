@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use http_body_util::BodyExt;
@@ -31,7 +32,7 @@ pub(super) struct RemoteFile {
     pub(super) etag: String,
     /// The kind of the checksum.
     pub(super) kind: ChecksumKind,
-    /// The size, if it is known.
+    /// The size, if it is known. That of a file with git's checksum is.
     pub(super) bytes: Option<u64>,
 }
 
@@ -78,7 +79,12 @@ impl Download<'_> {
                 Some(what) => what,
             };
             tracing::warn!(file = file.path, "the file arrived with {what} and was discarded");
-            fs::remove_file(&partial).map_err(HubError::cache("remove", &partial))?;
+            match fs::remove_file(&partial) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(HubError::cache("remove", &partial)(error));
+                }
+                _ => {}
+            }
             if wrong.is_some() {
                 return Err(HubError::Damaged {
                     repo: self.name.repo.clone(),
@@ -113,7 +119,7 @@ impl Download<'_> {
                 Attempt::Broken(failure) => {
                     let pause = failure.may_pass().and_then(|asked| retries.next(asked));
                     let Some(pause) = pause else { return Err(self.given_up(failure, file, part.bytes)) };
-                    tracing::debug!(
+                    tracing::info!(
                         file = file.path,
                         reason = failure.reason(),
                         "the download is tried again"
@@ -123,6 +129,10 @@ impl Download<'_> {
             }
         }
         part.file.sync_data().map_err(|error| write_error(error, partial, file, part.bytes))?;
+        if !part.is_at(partial) {
+            self.progress.discard(part.bytes);
+            return Ok(Some("changes of another process".to_owned()));
+        }
         let found = part.checksum.finish();
         let is_right = found == file.etag;
         if !is_right {
@@ -216,7 +226,7 @@ impl Part {
         }
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = open.map_err(HubError::cache("open", path))?;
-        let mut checksum = Checksum::new(remote.kind);
+        let mut checksum = Checksum::new(remote.kind, remote.bytes.unwrap_or_default());
         let mut buffer = vec![0; 1 << 18];
         let mut bytes = 0;
         // After the last read, the file is positioned where new bytes go.
@@ -230,6 +240,15 @@ impl Part {
             }
         }
         Ok(Self { path: path.to_owned(), file, bytes, checksum })
+    }
+
+    /// Whether the path leads to the bytes that were checked. A process that ignores the lock may have replaced or extended the file.
+    fn is_at(&self, path: &Path) -> bool {
+        let place = |found: fs::Metadata| (found.dev(), found.ino(), found.len());
+        match (self.file.metadata(), fs::metadata(path)) {
+            (Ok(held), Ok(named)) => held.len() == self.bytes && place(held) == place(named),
+            _ => false,
+        }
     }
 
     fn write(&mut self, bytes: &Bytes) -> std::io::Result<()> {
@@ -315,6 +334,33 @@ mod tests {
         }
         let denied = sentence(ErrorKind::PermissionDenied);
         assert!(denied.starts_with("cannot write /nowhere/blobs/aa.incomplete: "), "{denied}");
+    }
+
+    /// Only the bytes that were checked get the name of the blob.
+    #[test]
+    fn a_part_that_was_replaced_is_noticed() {
+        let folder = std::env::temp_dir().join(format!("baton-part-{}", std::process::id()));
+        let path = folder.join("aa.incomplete");
+        let file = RemoteFile {
+            path: "m.gguf".to_owned(),
+            url: String::new(),
+            etag: String::new(),
+            kind: ChecksumKind::Sha256,
+            bytes: Some(3),
+        };
+        let mut part = Part::open(&path, &file).unwrap();
+        part.write(&Bytes::from_static(b"abc")).unwrap();
+        assert!(part.is_at(&path));
+        fs::write(&path, "abcd").unwrap();
+        assert!(!part.is_at(&path), "it is longer");
+        fs::write(&path, "abc").unwrap();
+        assert!(part.is_at(&path));
+        fs::write(folder.join("other"), "abc").unwrap();
+        fs::rename(folder.join("other"), &path).unwrap();
+        assert!(!part.is_at(&path), "it is another file");
+        fs::remove_file(&path).unwrap();
+        assert!(!part.is_at(&path), "it is gone");
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

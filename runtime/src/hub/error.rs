@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum HubError {
     /// The text of a key is no path that exists, and the hub does not have the model or did not say so.
-    #[error("{text} is no file or folder here, and as a model of the hub: {error}")]
+    #[error("{text} is neither a file or folder here nor a model that can be used: {error}")]
     NeitherPathNorModel {
         /// The value of the key.
         text: String,
@@ -167,7 +167,7 @@ pub enum HubError {
     #[error("{0}")]
     Settings(String),
     /// A model that is to be removed is not there.
-    #[error("{name} is not in {cache}; `runtime models` lists what is")]
+    #[error("{name} is not in {cache}; `runtime models` lists the models that are")]
     NotCached {
         /// The name.
         name: String,

@@ -35,6 +35,8 @@ struct Cached {
     commit: String,
     selection: Selection,
     missing: Vec<String>,
+    /// Whether the list of the repository's files is recorded. Without it, small files may be missing.
+    is_listed: bool,
 }
 
 impl<'a> Fetch<'a> {
@@ -54,7 +56,7 @@ impl<'a> Fetch<'a> {
             };
         }
         // A commit never changes, so the hub is not asked.
-        if let Some(whole) = whole.filter(|_| is_commit(self.name.revision())) {
+        if let Some(whole) = whole.filter(|whole| whole.is_listed && is_commit(self.name.revision())) {
             return Ok(self.place(whole));
         }
         let client = HubClient::new(self.settings)?;
@@ -79,6 +81,10 @@ impl<'a> Fetch<'a> {
             what: "without a commit and a list of files with relative paths".to_owned(),
         };
         let commit = answer["sha"].as_str().filter(|commit| is_commit(commit)).ok_or_else(wrong)?;
+        if is_commit(self.name.revision()) && commit != self.name.revision() {
+            let what = format!("the commit {commit} when it was asked for another one");
+            return Err(HubError::Unexpected { url: url.clone(), what });
+        }
         let tree = Tree::of_siblings(&answer["siblings"]).ok_or_else(wrong)?;
         self.complete(&client, commit, &tree).await
     }
@@ -87,10 +93,18 @@ impl<'a> Fetch<'a> {
     fn cached(&self) -> Option<Cached> {
         let commit = self.cache.commit_of(self.name.revision())?;
         let (selection, missing) = self.cache.check(&commit, self.name.file.as_deref(), self.parts).ok()?;
-        Some(Cached { commit, selection, missing })
+        let is_listed = self.cache.tree(&commit).is_some();
+        Some(Cached { commit, selection, missing, is_listed })
     }
 
     fn place(&self, cached: &Cached) -> PathBuf {
+        if !cached.is_listed {
+            tracing::warn!(
+                model = %self.name,
+                commit = cached.commit,
+                "the cache has no list of the model's files, so small files such as the chat template may be missing"
+            );
+        }
         self.path(&cached.commit, &cached.selection)
     }
 
@@ -169,11 +183,11 @@ impl<'a> Fetch<'a> {
         paths: &[String],
     ) -> Result<(), HubError> {
         let missing = paths.iter().filter(|path| !self.cache.has(commit, path, tree.bytes(path)));
-        let heads = stream::iter(missing.map(|path| self.describe(client, commit, path)));
+        let heads = stream::iter(missing.map(|path| self.describe(client, commit, tree, path)));
         let described: Vec<Result<RemoteFile, HubError>> = heads.buffered(AT_A_TIME).collect().await;
         let files: Vec<RemoteFile> = described.into_iter().collect::<Result<_, _>>()?;
         let lacking = files.iter().filter(|file| !has_blob(&self.cache.blob(&file.etag), file.bytes));
-        let total = lacking.clone().filter_map(|file| file.bytes).sum();
+        let total = lacking.clone().filter_map(|file| file.bytes).fold(0, u64::saturating_add);
         self.check_room(lacking)?;
         let progress = Progress::new(&self.name.to_string(), total);
         let download = Download { client, cache: &self.cache, name: self.name, progress: &progress };
@@ -190,8 +204,14 @@ impl<'a> Fetch<'a> {
         Ok(())
     }
 
-    /// Asks for the checksum and the size of a file.
-    async fn describe(&self, client: &HubClient, commit: &str, path: &str) -> Result<RemoteFile, HubError> {
+    /// Asks for the checksum and the size of a file, and compares the checksum with that in the list.
+    async fn describe(
+        &self,
+        client: &HubClient,
+        commit: &str,
+        tree: &Tree,
+        path: &str,
+    ) -> Result<RemoteFile, HubError> {
         let url = client.file_url(&self.name.repo, commit, path);
         let answer = self.asked(Retries::default(), || client.head(&url)).await;
         let answer = answer.map_err(|failure| client.error(failure, &self.name.repo, self.name.revision()));
@@ -200,6 +220,14 @@ impl<'a> Fetch<'a> {
             let what = format!("the tag {etag:?} for a file, which is no checksum");
             return Err(HubError::Unexpected { url, what });
         };
+        if let Some(listed) = tree.checksum(path).filter(|listed| *listed != etag) {
+            let what = format!("the checksum {etag} for a file that its list has with {listed}");
+            return Err(HubError::Unexpected { url, what });
+        }
+        let bytes = bytes.or_else(|| tree.bytes(path));
+        if kind == ChecksumKind::Git && bytes.is_none() {
+            return Err(HubError::Unexpected { url, what: "without the size of the file".to_owned() });
+        }
         Ok(RemoteFile { path: path.to_owned(), url, etag, kind, bytes })
     }
 

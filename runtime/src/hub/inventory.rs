@@ -163,8 +163,7 @@ pub fn remove(name: &HubName, cache: &Path) -> Result<u64, HubError> {
     let repo = RepoCache::new(cache, &name.repo);
     let absent = || HubError::NotCached { name: name.to_string(), cache: cache.to_owned() };
     if name.file.is_some() {
-        let reason = "is removed as a whole; leave out the file behind the colon".to_owned();
-        return Err(HubError::Unsuitable { repo: name.repo.clone(), reason });
+        return Err(HubError::Settings("a single file cannot be removed; leave out `:file`".to_owned()));
     }
     if !repo.folder.is_dir() {
         return Err(absent());
@@ -175,9 +174,9 @@ pub fn remove(name: &HubName, cache: &Path) -> Result<u64, HubError> {
     let snapshots = entries(&repo.folder.join("snapshots"));
     let Some(revision) = &name.revision else { return remove_all(&repo) };
     // The table shows the beginnings of commits.
-    let mut begin_so =
+    let mut candidates =
         snapshots.iter().filter(|commit| revision.len() >= 7 && commit.starts_with(&**revision));
-    let by_beginning = begin_so.next().filter(|_| begin_so.next().is_none());
+    let by_beginning = candidates.next().filter(|_| candidates.next().is_none());
     let commit = repo.commit_of(revision).or_else(|| by_beginning.cloned()).ok_or_else(absent)?;
     match snapshots.iter().filter(|other| **other != commit).count() {
         count if count == snapshots.len() => Err(absent()),

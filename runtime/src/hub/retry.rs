@@ -35,7 +35,7 @@ impl Retries {
         self.failed += 1;
         self.all += 1;
         let asked = asked.unwrap_or_default();
-        self.asked += asked;
+        self.asked = self.asked.saturating_add(asked);
         let is_left = !self.is_single && self.all < ATTEMPTS_MAX && self.asked <= ASKED_MAX;
         is_left.then(|| pause.max(asked))
     }
@@ -80,5 +80,9 @@ mod tests {
         assert_eq!(retries.next(seconds(30)), seconds(30));
         assert_eq!(retries.next(seconds(1)), None);
         assert_eq!(Retries::default().next(seconds(61)), None);
+        let mut retries = Retries::default();
+        for _ in 0..2 {
+            assert_eq!(retries.next(seconds(u64::MAX)), None);
+        }
     }
 }

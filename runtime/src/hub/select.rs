@@ -13,11 +13,14 @@ pub enum ModelParts {
     WithoutWeights,
 }
 
+/// The file of a tokenizer.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+
 /// The small files that the engine and the frontend read from a folder. They need not exist.
 const TEXTS: [&str; 6] = [
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "chat_template.jinja",
     "additional_chat_templates/tool_use.jinja",
@@ -68,7 +71,7 @@ pub(super) fn select(names: &[String], file: Option<&str>, parts: ModelParts) ->
     }
     match ggufs(names)[..] {
         [only] => gguf(only),
-        [] if parts == ModelParts::WithoutWeights && has("tokenizer.json") => {
+        [] if parts == ModelParts::WithoutWeights && has(TOKENIZER) => {
             Ok(Selection { texts, ..Selection::default() })
         }
         [] if has("config.json") => {

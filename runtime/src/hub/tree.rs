@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::checksum::ChecksumKind;
 use super::name::is_relative;
 
 /// The version of the format that Python's `huggingface_hub` keeps lists in.
@@ -80,6 +81,14 @@ impl Tree {
         let entry = self.0.get(path)?.as_ref()?;
         Some(entry.lfs_size.unwrap_or(entry.size))
     }
+
+    /// The checksum of a file, if it is known.
+    pub(super) fn checksum(&self, path: &str) -> Option<&str> {
+        let entry = self.0.get(path)?.as_ref()?;
+        let is_large = entry.lfs_size.is_some() || entry.lfs_sha256.is_some();
+        let checksum = if is_large { entry.lfs_sha256.as_deref()? } else { &entry.blob_id };
+        ChecksumKind::of(checksum).map(|_| checksum)
+    }
 }
 
 #[cfg(test)]
@@ -107,6 +116,23 @@ mod tests {
             }})
         );
         assert_eq!(Tree::parse(text.as_bytes()), Some(tree));
+    }
+
+    #[test]
+    fn a_list_has_the_checksums_of_the_files() {
+        let (git, sha256) = ("1".repeat(40), "2".repeat(64));
+        let siblings = json!([
+            {"rfilename": "small", "size": 5, "blobId": git},
+            {"rfilename": "large", "size": 7, "blobId": git, "lfs": {"sha256": sha256, "size": 7}},
+            {"rfilename": "unknown", "size": 7, "blobId": git, "lfs": {"size": 7}},
+            {"rfilename": "other", "size": 7, "blobId": "b"},
+        ]);
+        let tree = Tree::of_siblings(&siblings).unwrap();
+        assert_eq!((tree.checksum("small"), tree.checksum("large")), (Some(&*git), Some(&*sha256)));
+        assert_eq!(
+            (tree.checksum("unknown"), tree.checksum("other"), tree.checksum("absent")),
+            (None, None, None)
+        );
     }
 
     /// The paths become paths of the cache.

@@ -82,24 +82,38 @@ fn missing_files_are_found() {
     place.put("config.json", "aa", b"{}");
     assert!(missing().is_err(), "nothing says where the weights are");
     place.put(INDEX, "bb", br#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}"#);
-    assert_eq!(missing().unwrap(), ["a.safetensors", "b.safetensors"]);
+    assert_eq!(missing().unwrap(), ["a.safetensors", "b.safetensors", TOKENIZER]);
     place.put("a.safetensors", "cc", b"weights");
-    assert_eq!(missing().unwrap(), ["b.safetensors"]);
+    assert_eq!(missing().unwrap(), ["b.safetensors", TOKENIZER]);
     place.put("b.safetensors", "dd", b"weights");
+    assert_eq!(missing().unwrap(), [TOKENIZER]);
+    place.put(TOKENIZER, "ee", b"tokens");
     assert_eq!(missing().unwrap(), [""; 0]);
     // With a list, sizes and texts count too.
     let sibling = |path: &str, size: u64| serde_json::json!({"rfilename": path, "size": size, "blobId": "b"});
     let siblings = [
         sibling("config.json", 2),
-        sibling("tokenizer.json", 9),
+        sibling(TOKENIZER, 9),
         sibling(INDEX, 61),
         sibling("a.safetensors", 7),
         sibling("b.safetensors", 8),
     ];
     repo.set_tree(COMMIT, &Tree::of_siblings(&serde_json::Value::from(siblings.to_vec())).unwrap()).unwrap();
-    assert_eq!(missing().unwrap(), ["tokenizer.json", INDEX, "b.safetensors"]);
+    assert_eq!(missing().unwrap(), [TOKENIZER, INDEX, "b.safetensors"]);
     let texts = repo.check(COMMIT, None, ModelParts::WithoutWeights).unwrap();
-    assert_eq!(texts.1, ["tokenizer.json"]);
+    assert_eq!(texts.1, [TOKENIZER]);
+}
+
+#[test]
+fn an_index_without_files_is_no_model() {
+    let place = Place::new("index");
+    place.put("config.json", "aa", b"{}");
+    place.put(TOKENIZER, "bb", b"{}");
+    for (etag, index) in [("cc", &b"{}"[..]), ("dd", br#"{"weight_map": {}}"#)] {
+        place.put(INDEX, etag, index);
+        let error = place.repo().check(COMMIT, None, ModelParts::All).unwrap_err();
+        assert!(error.ends_with("names no file"), "{error}");
+    }
 }
 
 /// The lock excludes other holders, and a lock whose file was removed excludes nobody, so it is not taken.
@@ -109,6 +123,7 @@ fn one_process_has_a_lock() {
     let path = place.0.join("a.lock");
     let held = try_lock(&path).unwrap().unwrap();
     assert!(try_lock(&path).unwrap().is_none());
+    assert_eq!(held.metadata().unwrap().mode() & 0o777, 0o664, "users may share a cache");
     drop(held);
     let held = try_lock(&path).unwrap().unwrap();
     fs::remove_file(&path).unwrap();
@@ -120,8 +135,9 @@ fn one_process_has_a_lock() {
     let lock = runtime.block_on(repo.lock("aa", "config.json")).unwrap();
     assert!(repo.is_locked());
     assert_eq!(repo.incomplete("aa", &lock), repo.blob("aa.incomplete"));
-    let unlocked = repo.incomplete("aa", &BlobLock { file: None });
-    assert_eq!(unlocked, repo.blob(&format!("aa.{}.incomplete", std::process::id())));
+    let unlocked = || repo.incomplete("aa", &BlobLock { file: None }).display().to_string();
+    assert_ne!(unlocked(), unlocked());
+    assert!(unlocked().ends_with(".incomplete") && unlocked().contains("/blobs/aa."), "{}", unlocked());
     drop(lock);
     assert!(!repo.is_locked());
     repo.remove_locks();

@@ -56,11 +56,41 @@ fn urls_name_repository_revision_and_file() {
 fn wrong_variables_are_named() {
     for (variables, words) in [
         (&[("HF_ENDPOINT", "not a url")][..], "HF_ENDPOINT is \"not a url\""),
+        (&[("HF_ENDPOINT", "ftp://hub")], "HF_ENDPOINT is \"ftp://hub\", which is no URL of HTTP"),
+        (&[("HF_ENDPOINT", "user:word@hub")], "HF_ENDPOINT is \"not shown here\""),
+        (&[("HF_ENDPOINT", "https://user:word@hub")], "HF_ENDPOINT has a user name"),
+        (&[("HF_ENDPOINT", "https://hub?key=word")], "HF_ENDPOINT has a user name, a password or a query"),
+        (&[("HF_TOKEN", "hf_\u{7}word")], "write it again to HF_TOKEN"),
+        (&[("HTTPS_PROXY", "socks5://user:word@proxy:1080")], "HTTPS_PROXY is not the URL"),
+        (&[("HTTPS_PROXY", "https://user:word@proxy")], "HTTPS_PROXY is not the URL"),
         (&[("SSL_CERT_FILE", "/nowhere/ca.pem")], "SSL_CERT_FILE is /nowhere/ca.pem, which cannot be read"),
         (&[("SSL_CERT_FILE", "/dev/null")], "which has no certificate"),
     ] {
         let error = HubClient::new(&settings(variables)).err().unwrap().to_string();
-        assert!(error.contains(words), "{error}");
+        assert!(error.contains(words) && !error.contains("word@") && !error.contains("=word"), "{error}");
+    }
+    for proxy in ["proxy:3128", "http://proxy:3128", "http://user:word@proxy:3128"] {
+        assert!(HubClient::new(&settings(&[("HTTPS_PROXY", proxy)])).is_ok(), "{proxy}");
+    }
+}
+
+/// The address of a file at another host has a signature in its query.
+#[test]
+fn errors_show_no_secrets() {
+    let client = HubClient::new(&settings(&[])).unwrap();
+    let url = || "https://user:word@cdn:8443/a/b?X-Amz-Signature=word&x=@".to_owned();
+    let refused = |status| match refused(status, false, None) {
+        Failure::Status(refused) => Failure::Status(RefusedStatus { url: url(), ..refused }),
+        other => other,
+    };
+    for failure in [
+        Failure::Connection { url: url(), reason: String::new() },
+        Failure::Protocol { url: url(), what: String::new() },
+        refused(503),
+        refused(403),
+    ] {
+        let error = client.error(failure, "org/name", "main").to_string();
+        assert!(error.contains("https://cdn:8443/a/b") && !error.contains("word"), "{error}");
     }
 }
 
