@@ -119,6 +119,16 @@ struct FleetNode {
     unreported: VecDeque<(Instant, TicketId)>,
 }
 
+impl FleetNode {
+    /// See [`FleetState::ready`].
+    fn is_ready(&self, ran: Instant) -> bool {
+        self.last.as_ref().is_some_and(|(report, at)| {
+            let is_fresh = ran.saturating_duration_since(*at) < UNKNOWN_AFTER;
+            report.accepts && report.capabilities.decode && is_fresh
+        })
+    }
+}
+
 #[derive(Debug)]
 struct FleetModel {
     fingerprint: Arc<str>,
@@ -209,14 +219,15 @@ impl FleetState {
     /// The number of nodes that decode and whose last report is fresh and says that they accept requests.
     pub fn ready(&self, now: Instant) -> usize {
         let now = self.ran(now);
-        let is_ready = |node: &&FleetNode| {
-            node.last.as_ref().is_some_and(|(report, at)| {
-                report.accepts
-                    && report.capabilities.decode
-                    && now.saturating_duration_since(*at) < UNKNOWN_AFTER
-            })
-        };
-        self.nodes.values().filter(is_ready).count()
+        self.nodes.values().filter(|node| node.is_ready(now)).count()
+    }
+
+    /// The number of nodes that are not [ready](Self::ready), except those whose last report says that they only prefill.
+    pub fn unready(&self, now: Instant) -> usize {
+        let now = self.ran(now);
+        let decodes =
+            |node: &&FleetNode| node.last.as_ref().is_none_or(|(report, _)| report.capabilities.decode);
+        self.nodes.values().filter(decodes).filter(|node| !node.is_ready(now)).count()
     }
 
     /// The names of the models.

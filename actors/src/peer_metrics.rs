@@ -1,7 +1,7 @@
 //! Metrics of sessions and hand-overs by peer.
 //!
-//! No state counts them. The routers show each message that they deliver to [`PeerMetrics`] if it tells something of a peer. Threads share the
-//! cells; a lock is held to look a peer up, and not while the page of metrics is written.
+//! No state counts them. The routers pass [`PeerMetrics`] each message that concerns a peer. Threads share the cells; a lock is held to look a
+//! peer up, and not while the page of metrics is written.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

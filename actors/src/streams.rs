@@ -64,7 +64,7 @@ impl Default for Streams {
 }
 
 impl Streams {
-    /// No streams yet. `peers` counts what they were handed over.
+    /// No streams yet. `peers` counts the KV that was handed over for them.
     pub fn new(peers: PeerMetrics) -> Self {
         let inter_token = Arc::new(Histogram::seconds(INTER_TOKEN_SECONDS));
         Self { live: Arc::default(), peers, inter_token, epoch: Instant::now() }

@@ -8,7 +8,7 @@ use std::fmt::{Display, Write as _};
 
 pub use histogram::Histogram;
 
-/// A metric: what a scraper is told of it, beside its values.
+/// The description of a metric, without its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metric {
     /// Its name. It ends with the unit, and with `_total` if it is a counter.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use common::metrics::{Metric, MetricKind};
 use figment::providers::{Format, Yaml};
 use integration_tests::client::{get_text, post};
-use integration_tests::process::{Pair, start_local, start_proxy};
+use integration_tests::process::{Pair, start_local, start_proxy, start_receiver};
 use runtime::metrics_page::{self, groups};
 use serde_json::{Value, json};
 
@@ -164,6 +164,18 @@ fn check_receiver(page: &str, sender: &str) -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_prompt_without_a_prefiller_is_turned_away() -> Result<()> {
+    let receiver = start_receiver(&["frontend.local=never"])?;
+    let address = receiver.address("frontend.port")?;
+    let body = json!({ "prompt": "one two three four five six seven eight", "max_tokens": 6 });
+    let (status, answer) = post(&address, "/v1/completions", &body)?;
+    ensure!(status == 503, "{answer}");
+    let page = get_text(&address, "/metrics")?;
+    assert_eq!(sample(&page, "baton_requests_turned_away_total{status=\"503\"}")?, 1.0);
+    Ok(())
+}
+
 /// Words that look like a metric of a process.
 fn named(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
@@ -188,7 +200,6 @@ fn every_metric_that_is_named_exists() -> Result<()> {
     let mut files = vec![
         "configs/grafana/baton.json".to_owned(),
         "configs/prometheus/alerts.yaml".to_owned(),
-        "configs/prometheus/alerts_test.yaml".to_owned(),
         "README.md".to_owned(),
         "CHANGELOG.md".to_owned(),
         "SECURITY.md".to_owned(),
@@ -197,6 +208,7 @@ fn every_metric_that_is_named_exists() -> Result<()> {
         let name = entry?.file_name().to_string_lossy().into_owned();
         files.extend(name.ends_with(".md").then(|| format!("docs/{name}")));
     }
+    files.extend(alert_tests()?);
     let mut count = 0;
     for file in &files {
         let text = read(file)?;
@@ -209,10 +221,24 @@ fn every_metric_that_is_named_exists() -> Result<()> {
     Ok(())
 }
 
+/// The files with unit tests of the alerts.
+fn alert_tests() -> Result<Vec<String>> {
+    let folder = "configs/prometheus/tests";
+    let mut files = Vec::new();
+    for entry in fs::read_dir(root().join(folder))? {
+        files.push(format!("{folder}/{}", entry?.file_name().to_string_lossy()));
+    }
+    Ok(files)
+}
+
 #[test]
 fn every_alert_has_a_runbook_and_a_test_for_both_cases() -> Result<()> {
     let rules: Value = Yaml::from_str(&read("configs/prometheus/alerts.yaml")?)?;
-    let tests: Value = Yaml::from_str(&read("configs/prometheus/alerts_test.yaml")?)?;
+    let mut tests = Vec::new();
+    for file in alert_tests()? {
+        let file: Value = Yaml::from_str(&read(&file)?)?;
+        tests.extend(file["tests"].as_array().context("no tests")?.clone());
+    }
     let page = read("docs/alerts.md")?;
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let alerts: Vec<Value> = list(&rules["groups"]).iter().flat_map(|group| list(&group["rules"])).collect();
@@ -228,14 +254,25 @@ fn every_alert_has_a_runbook_and_a_test_for_both_cases() -> Result<()> {
             ["**Meaning.**", "**See more.**", "**Do.**"].iter().map(|part| section.find(part)).collect();
         assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{name}: {section}");
         let expression = alert["expr"].as_str().context("no expr")?;
-        assert!(section.contains(&format!("`{expression}`")), "{name}: the runbook has another expression");
-        let cases = list(&tests["tests"]).into_iter().flat_map(|test| list(&test["alert_rule_test"]));
-        let (fires, is_silent): (Vec<_>, Vec<_>) = cases
-            .filter(|case| case["alertname"] == name)
-            .partition(|case| !list(&case["exp_alerts"]).is_empty());
+        let severity = alert["labels"]["severity"].as_str().context("no severity")?;
+        let held = alert["for"].as_str().map(|held| format!(", for {held}")).unwrap_or_default();
+        let line = format!("\n*{severity}*: `{expression}`{held}\n");
+        assert!(section.contains(&line), "{name}: the runbook has no line{line}");
+        // How often each test expects the alert, and how often it expects none.
+        let counts = tests.iter().map(|test| {
+            let cases = list(&test["alert_rule_test"]).into_iter().filter(|case| case["alertname"] == name);
+            let (fires, is_silent): (Vec<_>, Vec<_>) =
+                cases.partition(|case| !list(&case["exp_alerts"]).is_empty());
+            (fires.len(), is_silent.len())
+        });
+        let counts: Vec<(usize, usize)> = counts.collect();
         assert!(
-            !fires.is_empty() && !is_silent.is_empty(),
+            counts.iter().any(|(fires, _)| *fires > 0) && counts.contains(&(0, 1)),
             "{name} needs a test that fires and one that does not"
+        );
+        assert!(
+            held.is_empty() || counts.iter().any(|(fires, is_silent)| *fires > 0 && *is_silent > 0),
+            "{name} needs a test in which it is silent first{held}, and fires then"
         );
     }
     let sections = page.lines().filter(|line| line.starts_with("### Baton")).count();
@@ -245,11 +282,12 @@ fn every_alert_has_a_runbook_and_a_test_for_both_cases() -> Result<()> {
 
 #[test]
 fn promtool_accepts_the_alerts_and_their_tests() -> Result<()> {
-    let folder = root().join("configs/prometheus");
-    for arguments in [["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]] {
+    for (kind, files) in
+        [("check", vec!["configs/prometheus/alerts.yaml".to_owned()]), ("test", alert_tests()?)]
+    {
         let Some(mut promtool) = promtool()? else { return Ok(()) };
-        let (succeeded, printed) = run(promtool.current_dir(&folder).args(arguments), "")?;
-        ensure!(succeeded, "promtool {arguments:?}: {printed}");
+        let (succeeded, printed) = run(promtool.current_dir(root()).args([kind, "rules"]).args(&files), "")?;
+        ensure!(succeeded, "promtool {kind} rules {files:?}: {printed}");
     }
     Ok(())
 }
@@ -275,9 +313,9 @@ fn promtool_accepts_the_expressions_of_the_dashboard() -> Result<()> {
     let rules: Vec<Value> = expressions.iter().enumerate().map(rule).collect();
     // JSON is YAML.
     let text = json!({ "groups": [{ "name": "dashboard", "rules": rules }] }).to_string();
+    let Some(mut promtool) = promtool()? else { return Ok(()) };
     let file = std::env::temp_dir().join(format!("baton-dashboard-{}.yaml", std::process::id()));
     fs::write(&file, text)?;
-    let Some(mut promtool) = promtool()? else { return Ok(()) };
     let (succeeded, printed) = run(promtool.args(["check", "rules"]).arg(&file), "")?;
     fs::remove_file(&file)?;
     ensure!(succeeded, "{printed}");

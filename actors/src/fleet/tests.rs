@@ -182,9 +182,10 @@ fn a_pause_of_the_proxy_costs_no_node() {
     }
     // Each pause counts as 200 ms. Nodes that are silent afterwards are lost.
     fleet.pass(400);
-    assert_eq!(fleet.state.ready(fleet.now), 3);
+    assert_eq!((fleet.state.ready(fleet.now), fleet.state.unready(fleet.now)), (3, 0));
     fleet.pass(200);
     assert_eq!(fleet.state.ready(fleet.now), 0);
+    assert_eq!(fleet.state.unready(fleet.now), 3);
     assert_eq!(fleet.pass(2000), nodes);
 }
 

@@ -296,6 +296,7 @@ async fn metrics(proxy: Shared) -> HttpResponse {
         ProxyGauges {
             nodes: members.len(),
             ready: state.ready(now),
+            unready: state.unready(now),
             paused: state.paused(now),
             live: state.live(),
             pauses: members

@@ -143,18 +143,31 @@ impl Observed {
                     timings.resident_tokens + landed
                 );
             }
-            Err(error) => warn!(%request, %id, kind = error.kind(), %error, "request failed"),
+            Err(error) => {
+                if let RequestError::Refused(refused) = error {
+                    self.count_turned_away(ApiError::from(refused.clone()).status.as_u16());
+                }
+                warn!(%request, %id, kind = error.kind(), %error, "request failed");
+            }
         }
     }
 
     /// A request gets this answer and never ran. Counted and logged if the client can only retry later.
     pub(super) fn turned_away(&self, error: ApiError) -> ApiError {
         let status = error.status.as_u16();
-        if let Some(place) = TURNED_AWAY.iter().position(|known| *known == status) {
-            self.turned_away[place].fetch_add(1, Ordering::Relaxed);
+        if self.count_turned_away(status) {
             warn!(target: REQUESTS, status, error = error.message, "request turned away");
         }
         error
+    }
+
+    /// Counts a request that never ran. Returns whether the status is one of [`TURNED_AWAY`].
+    fn count_turned_away(&self, status: u16) -> bool {
+        let place = TURNED_AWAY.iter().position(|known| *known == status);
+        if let Some(place) = place {
+            self.turned_away[place].fetch_add(1, Ordering::Relaxed);
+        }
+        place.is_some()
     }
 
     fn count(&self, reason: FinishReason, timings: &Timings, waited: f64) {
@@ -171,8 +184,11 @@ impl Observed {
         self.waited.add(waited);
         self.first_token.add(waited + timings.first_token_ms / 1e3);
         self.whole.add(waited + (timings.first_token_ms + timings.decode_ms) / 1e3);
-        self.inference.add((timings.prefill_ms + timings.decode_ms) / 1e3);
-        self.prefill.add(timings.prefill_ms / 1e3);
+        // It is 0 if the sender was lost before it reported the time.
+        if timings.prefill_ms > 0.0 {
+            self.inference.add((timings.prefill_ms + timings.decode_ms) / 1e3);
+            self.prefill.add(timings.prefill_ms / 1e3);
+        }
         self.decode.add(timings.decode_ms / 1e3);
         self.prompt_lengths.add(f64::from(timings.prompt_tokens));
         self.answer_lengths.add(f64::from(timings.completion_tokens));
@@ -285,6 +301,19 @@ mod tests {
                 text.contains(&format!("vllm:{name}_seconds_count{{model_name=\"a\\\"b\"}} 0\n")),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn an_unknown_time_of_a_prefill_is_in_no_histogram() {
+        let observed = seen(&[10.0]);
+        let timings =
+            Timings { prompt_tokens: 10, completion_tokens: 3, decode_ms: 40.0, ..Timings::default() };
+        observed.count(FinishReason::Length, &timings, 0.25);
+        let text = rendered(&observed);
+        for (name, count) in [("prefill_time", 1), ("inference_time", 1), ("decode_time", 2)] {
+            let line = format!("vllm:request_{name}_seconds_count{{model_name=\"a\\\"b\"}} {count}\n");
+            assert!(text.contains(&line), "{line} is not in\n{text}");
         }
     }
 

@@ -98,3 +98,14 @@ fn another_page_size_is_left_out() {
     let error = fleet.report(first, NodeView { page_tokens: 64, name: 9, ..report(1) }).unwrap_err();
     assert!(error.contains("pages of 64 tokens") && error.contains("has 16"), "{error}");
 }
+
+#[test]
+fn a_sender_is_neither_ready_nor_missing() {
+    let (mut fleet, [first, second, _]) = Fleet::new();
+    let only_prefills = Capabilities { decode: false, ..report(1).capabilities };
+    fleet.report(first, NodeView { capabilities: only_prefills, ..report(1) }).unwrap();
+    fleet.report(second, NodeView { accepts: false, ..report(2) }).unwrap();
+    assert_eq!((fleet.state.ready(fleet.now), fleet.state.unready(fleet.now)), (1, 1));
+    fleet.state.named([Arc::from("new")]);
+    assert_eq!(fleet.state.unready(fleet.now), 2, "it has not reported yet");
+}

@@ -29,6 +29,10 @@ const PAUSED: Metric = Metric::gauge(
     "baton_proxy_nodes_paused",
     "Nodes that get no requests now, because their connections broke.",
 );
+const UNREADY: Metric = Metric::gauge(
+    "baton_proxy_nodes_unready",
+    "Nodes of the fleet that take no requests now. Senders do not count.",
+);
 const LIVE: Metric = Metric::gauge("baton_proxy_requests_live", "Requests in flight.");
 const FORWARDED: Metric =
     Metric::counter("baton_proxy_requests_forwarded_total", "Requests that a node has begun to answer.");
@@ -44,7 +48,7 @@ const BROKEN: Metric =
     Metric::counter("baton_proxy_answers_broken_total", "Answers whose node was lost after they began.");
 const RESPONSES: Metric = Metric::counter(
     "baton_proxy_responses_total",
-    "Answers that clients got, by status: those of a node that were passed on, and those of the proxy itself.",
+    "Answers that clients got to completions, chats and responses, by status: those of a node that were passed on, and those of the proxy itself. Refusals of an API key, a path or a method are not counted.",
 )
 .by(&["status", "source"]);
 const FIRST_BYTE: Metric = Metric::histogram(
@@ -57,7 +61,7 @@ const WHOLE: Metric = Metric::histogram(
 );
 const ATTEMPTS: Metric = Metric::counter(
     "baton_proxy_attempts_total",
-    "Requests sent to a node, by how it answered: answered (200), rejected (another status), busy (429 or 503), or failed.",
+    "Requests sent to a node, by how it answered: answered (200), rejected (another status), busy (429 or 503), failed, out_of_time (the deadline passed, and the node had little of the time), or abandoned (the client left first).",
 )
 .by(&["node", "outcome"]);
 const NODE_PAUSED: Metric = Metric::gauge(
@@ -77,10 +81,14 @@ pub(super) enum AttemptOutcome {
     Busy,
     /// No valid answer.
     Failed,
+    /// No answer until the deadline, of which the node got too little to be at fault.
+    OutOfTime,
+    /// The client left before the node answered.
+    Abandoned,
 }
 
 impl AttemptOutcome {
-    const NAMES: [&str; 4] = ["answered", "rejected", "busy", "failed"];
+    const NAMES: [&str; 6] = ["answered", "rejected", "busy", "failed", "out_of_time", "abandoned"];
 }
 
 /// Who has made an answer.
@@ -109,8 +117,33 @@ impl NodeCounts {
     }
 
     /// The node has answered a request, or has failed to.
-    pub(super) fn attempted(&self, outcome: AttemptOutcome) {
+    fn attempted(&self, outcome: AttemptOutcome) {
         self.attempts[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request is sent to the node.
+    pub(super) fn attempt(&self) -> Attempt<'_> {
+        Attempt { counts: self, outcome: AttemptOutcome::Abandoned }
+    }
+}
+
+/// A request that was sent to a node. Dropping it counts its outcome.
+#[derive(Debug)]
+pub(super) struct Attempt<'a> {
+    counts: &'a NodeCounts,
+    outcome: AttemptOutcome,
+}
+
+impl Attempt<'_> {
+    /// The attempt is over.
+    pub(super) fn ended(mut self, outcome: AttemptOutcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.counts.attempted(self.outcome);
     }
 }
 
@@ -135,6 +168,7 @@ pub(super) struct ProxyCounts {
 pub(super) struct ProxyGauges {
     pub(super) nodes: usize,
     pub(super) ready: usize,
+    pub(super) unready: usize,
     pub(super) paused: usize,
     pub(super) live: usize,
     /// Each node, and whether it is paused.
@@ -197,6 +231,7 @@ impl ProxyCounts {
         let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         page.single(&NODES, gauges.nodes);
         page.single(&READY, gauges.ready);
+        page.single(&UNREADY, gauges.unready);
         page.single(&PAUSED, gauges.paused);
         page.single(&LIVE, gauges.live);
         page.single(&FORWARDED, load(&self.forwarded));
@@ -257,6 +292,22 @@ mod tests {
         {
             let line =
                 format!("\nbaton_proxy_responses_total{{status=\"{status}\",source=\"{source}\"}} {count}\n");
+            assert!(text.contains(&line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn an_attempt_is_counted_once_even_if_its_client_leaves() {
+        let counts = ProxyCounts::default();
+        let node = counts.node(&"10.0.0.1:1".into());
+        node.attempt().ended(AttemptOutcome::Answered);
+        node.attempt().ended(AttemptOutcome::OutOfTime);
+        drop(node.attempt());
+        let text = written(&counts, &ProxyGauges::default());
+        for (outcome, count) in [("answered", 1), ("failed", 0), ("out_of_time", 1), ("abandoned", 1)] {
+            let line = format!(
+                "\nbaton_proxy_attempts_total{{node=\"10.0.0.1:1\",outcome=\"{outcome}\"}} {count}\n"
+            );
             assert!(text.contains(&line), "{line} is not in {text}");
         }
     }

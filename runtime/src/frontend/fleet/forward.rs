@@ -188,6 +188,7 @@ fn outcome(answer: &Result<Answer, Failure>) -> AttemptOutcome {
     match answer.as_ref().map(|answer| answer.response.status()) {
         Ok(status) if status.is_success() => AttemptOutcome::Answered,
         Ok(Status::SERVICE_UNAVAILABLE | Status::TOO_MANY_REQUESTS) => AttemptOutcome::Busy,
+        Err(Failure::OutOfTime) => AttemptOutcome::OutOfTime,
         Ok(Status::UNAUTHORIZED) | Err(_) => AttemptOutcome::Failed,
         Ok(_) => AttemptOutcome::Rejected,
     }
@@ -205,8 +206,9 @@ async fn attempt(
     deadline: Instant,
     body: &Bytes,
 ) -> Result<Answer, Failure> {
+    let attempt = member.counts.attempt();
     let answer = send(live, path, member, ticket, deadline, body).await;
-    member.counts.attempted(outcome(&answer));
+    attempt.ended(outcome(&answer));
     answer
 }
 

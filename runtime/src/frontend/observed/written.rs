@@ -90,7 +90,7 @@ const WHOLE: Metric = Metric::histogram(
 .by(MODEL);
 const PREFILL: Metric = Metric::histogram(
     "vllm:request_prefill_time_seconds",
-    "Time from the start of the first prefill step to the first token, in the process that prefilled.",
+    "Time from the start of the first prefill step to the first token, in the process that prefilled. Requests without a known time are left out.",
 )
 .by(MODEL);
 const DECODE: Metric = Metric::histogram(
@@ -100,7 +100,7 @@ const DECODE: Metric = Metric::histogram(
 .by(MODEL);
 const INFERENCE: Metric = Metric::histogram(
     "vllm:request_inference_time_seconds",
-    "Sum of vllm:request_prefill_time_seconds and vllm:request_decode_time_seconds of a request.",
+    "Sum of vllm:request_prefill_time_seconds and vllm:request_decode_time_seconds of a request, if both are known.",
 )
 .by(MODEL);
 const PROMPT_LENGTHS: Metric =

@@ -227,6 +227,7 @@ pub(super) struct Shared {
     pub(super) memory: InputMemory,
     /// The state that `/health` reports.
     pub(super) state: Arc<Mutex<HealthState>>,
+    pub(super) observed: Arc<Observed>,
     /// The grammars of the requests that the actor saw.
     pub(super) grammars: Arc<Mutex<Vec<Option<CompiledGrammar>>>>,
 }
@@ -238,11 +239,19 @@ impl Server {
 
     pub(super) fn start_with(setup: Setup) -> Self {
         let bounds = Bounds { concurrency: PERMITS, queue: setup.queue, queue_bytes: 1 << 20 };
+        let cache = CacheInfo {
+            page_tokens: 16,
+            request_pages: 64,
+            dtype: "f32".to_owned(),
+            prefix_cache: true,
+            memory_utilization: 0.9,
+        };
         let shared = Shared {
             streams: Streams::default(),
             admission: Admission::new(bounds),
             memory: InputMemory::new(setup.input_bytes, 2),
             state: Arc::new(Mutex::new(HealthState::Ok)),
+            observed: Arc::new(Observed::new("m", cache)),
             grammars: Arc::default(),
         };
         let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
@@ -321,14 +330,7 @@ fn frontend(
     text.chat_template = setup.template.map(str::to_owned).or(text.chat_template);
     text.tokens.extend(setup.special.iter().map(|token| (*token).to_owned()));
     text.token_types.resize(text.tokens.len(), 3);
-    let cache = CacheInfo {
-        page_tokens: 16,
-        request_pages: 64,
-        dtype: "f32".to_owned(),
-        prefix_cache: true,
-        memory_utilization: 0.9,
-    };
-    let Shared { streams, admission, memory, state, .. } = shared;
+    let Shared { streams, admission, memory, state, observed, .. } = shared;
     let health = move || {
         let state = state.lock().unwrap().clone();
         Health { state, role: "local", peers: 0, live_requests: 0 }
@@ -342,7 +344,7 @@ fn frontend(
         route: Route::Auto,
         trusts_header: setup.trusts_header,
         deadline: setup.deadline,
-        observed: Arc::new(Observed::new("m", cache)),
+        observed,
         api_key: setup.api_key,
         limits: setup.limits,
         admission,

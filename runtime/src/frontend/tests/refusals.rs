@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use actors::counters::Counters;
 use actors::request::{Refused, RequestError};
+use common::metrics::MetricsText;
 use serde_json::{Value, json};
 
-use super::super::{Limits, body};
+use super::super::{AnswerCounts, Limits, body};
 use super::harness::{PERMITS, Script, Server, Setup};
 use super::http::{JSON, WAIT, events, read};
 
@@ -143,6 +145,7 @@ fn bodies_of_other_content_types_are_refused() {
 #[test]
 fn refusals_and_early_failures_have_a_status() {
     let check = |script: Script, status: u16, words: &str| {
+        let is_refused = matches!(script, Script::Refuse(_));
         let server = Server::start(script);
         for stream in [true, false] {
             let body = json!({"prompt": "a", "stream": stream}).to_string();
@@ -150,6 +153,12 @@ fn refusals_and_early_failures_have_a_status() {
         }
         assert!(server.shared.streams.is_empty());
         assert!(server.aborts.try_recv().is_err(), "there was nothing to abort");
+        let mut page = MetricsText::default();
+        let load = AnswerCounts { running: 0, waiting: 0 };
+        server.shared.observed.write(&mut page, &Counters::default(), load);
+        let count = if is_refused && status == 503 { 2 } else { 0 };
+        let line = format!("\nbaton_requests_turned_away_total{{status=\"503\"}} {count}\n");
+        assert!(page.into_string().contains(&line), "{words}: not {line}");
     };
     check(Script::Refuse(Refused::Busy), 503, "server is busy");
     check(Script::Refuse(Refused::ShuttingDown), 503, "server is draining");
