@@ -11,6 +11,7 @@
 mod client;
 mod comparison;
 mod dataset;
+mod files;
 mod load;
 mod options;
 mod plot;
@@ -63,7 +64,7 @@ mod testing {
 
     use clap::Parser;
 
-    use super::{BenchCommand, ServeOptions};
+    use super::{BenchCommand, ServeOptions, SweepOptions};
 
     #[derive(Parser)]
     struct Line {
@@ -75,6 +76,13 @@ mod testing {
     pub(super) fn options(arguments: &[&str]) -> ServeOptions {
         let line = Line::try_parse_from([&["bench", "serve"], arguments].concat()).unwrap();
         let BenchCommand::Serve(options) = line.bench else { panic!("the command is not `serve`") };
+        *options
+    }
+
+    /// The options of `bench sweep` with these arguments.
+    pub(super) fn sweep_options(arguments: &[&str]) -> SweepOptions {
+        let line = Line::try_parse_from([&["bench", "sweep"], arguments].concat()).unwrap();
+        let BenchCommand::Sweep(options) = line.bench else { panic!("the command is not `sweep`") };
         *options
     }
 }

@@ -156,6 +156,15 @@ fn serve_draws_its_results_and_plot_draws_them_again() {
     let results = folder.json("a.json");
     assert_eq!((&results["completed"], &results["failed"]), (&10.into(), &2.into()), "{results}");
     assert_eq!((&results["total_input_tokens"], &results["dataset_name"]), (&50.into(), &"custom".into()));
+    let times = |field: &str| -> Vec<f64> {
+        results[field].as_array().unwrap().iter().map(|seconds| seconds.as_f64().unwrap()).collect()
+    };
+    // One after the other: the last request waited in the client for all others.
+    let waited = times("queue_times").into_iter().fold(0.0, f64::max);
+    let latencies = times("latencies");
+    assert!(latencies.iter().all(|seconds| *seconds > 0.0), "also of failed requests: {results}");
+    let longest = latencies.iter().copied().fold(0.0, f64::max);
+    assert!(waited >= latencies.iter().sum::<f64>() - longest, "{results}");
     let svg = folder.text("a.svg");
     let titles = texts(&svg, "title");
     // The time of the dot of p50, which is the median that the results have.
@@ -183,26 +192,39 @@ fn serve_draws_its_results_and_plot_draws_them_again() {
 
 #[test]
 fn compare_sends_the_same_requests_in_turns() {
-    let (folder, arrivals) = (Folder::with_prompts("compare", 12), Arrivals::default());
+    let (folder, arrivals) = (Folder::with_prompts("compare", 14), Arrivals::default());
     let (a, b) = (server("a", &arrivals, usize::MAX), server("b", &arrivals, usize::MAX));
     let load = ["serve", "--base-url", &a, "--compare", &b, "--num-prompts", "12", "--max-concurrency", "1"];
-    let files = ["--compare-blocks", "4", "--plot", "c.svg", "--save-result", "--result-filename", "c.json"];
+    let files = [
+        "--num-warmups",
+        "2",
+        "--compare-blocks",
+        "6",
+        "--plot",
+        "c.svg",
+        "--save-result",
+        "--result-filename",
+        "c.json",
+    ];
     let (printed, done) = bench(&folder, &[&load[..], &CUSTOM, &files].concat());
     assert!(done, "{printed}");
 
     let arrivals = arrivals.lock().unwrap();
     let servers: Vec<&str> = arrivals.iter().map(|arrival| arrival.0).collect();
-    let turns: Vec<&str> = servers.chunks(3).map(|block| block[0]).collect();
-    assert_eq!(turns, ["a", "b", "b", "a", "a", "b", "b", "a"]);
-    assert!(servers.chunks(3).all(|block| block.iter().all(|name| *name == block[0])), "{servers:?}");
+    // The first two blocks are the warm-ups.
+    let turns: Vec<&str> = servers.chunks(2).map(|block| block[0]).collect();
+    assert_eq!(turns, ["a", "b", "a", "b", "b", "a", "a", "b", "b", "a", "a", "b", "b", "a"]);
+    assert!(servers.chunks(2).all(|block| block.iter().all(|name| *name == block[0])), "{servers:?}");
     for name in ["a", "b"] {
         let of = arrivals.iter().filter(|arrival| arrival.0 == name).map(|arrival| arrival.1.clone());
-        let expect: Vec<String> = (0..12).map(|n| format!("prompt {n}")).collect();
+        let expect: Vec<String> = (0..14).map(|n| format!("prompt {n}")).collect();
         assert_eq!(of.collect::<Vec<_>>(), expect, "{name}");
     }
     let results = folder.json("c.json");
     let rows = results["comparison"].as_array().unwrap();
     assert_eq!(rows.len(), 5, "{rows:?}");
+    assert_eq!(results["totals"]["succeeded_at_both"], 12, "{results}");
+    assert!(printed.contains("12 of 12 requests that succeeded at both servers"), "{printed}");
     for row in rows {
         let ratio = row["median_b"].as_f64().unwrap() / row["median_a"].as_f64().unwrap();
         assert!((row["ratio"].as_f64().unwrap() - ratio).abs() < 1e-9, "{row}");
@@ -221,8 +243,8 @@ fn compare_sends_the_same_requests_in_turns() {
 fn sweep_finds_the_rate_at_which_requests_fail() {
     let (folder, arrivals) = (Folder::with_prompts("sweep", 170), Arrivals::default());
     // Answers all requests of the first two rates.
-    let url = server("a", &arrivals, 15);
-    let load = ["sweep", "--base-url", &url, "--seconds", "1", "--rates", "5,10,100,200", "--bisect", "1"];
+    let url = server("a", &arrivals, 60);
+    let load = ["sweep", "--base-url", &url, "--seconds", "0.1", "--rates", "10,20,400,800", "--bisect", "1"];
     let limits = ["--ttft", "1e7", "--gap", "1e7", "--json", "s.json", "--plot", "s.svg"];
     let (printed, done) = bench(&folder, &[&load[..], &CUSTOM, &limits].concat());
     assert!(done, "{printed}");
@@ -230,8 +252,9 @@ fn sweep_finds_the_rate_at_which_requests_fail() {
     let results = folder.json("s.json");
     let rates = results["rates"].as_array().unwrap();
     let of = |field: &str| rates.iter().map(|rate| rate[field].as_f64().unwrap()).collect::<Vec<_>>();
-    assert_eq!(of("rate"), [5.0, 10.0, 100.0, 55.0], "{printed}");
-    assert_eq!(of("requests"), [5.0, 10.0, 100.0, 55.0]);
+    assert_eq!(of("rate"), [10.0, 20.0, 400.0, 210.0], "{printed}");
+    // At least 30; the first rate that misses the target is measured twice.
+    assert_eq!(of("requests"), [30.0, 30.0, 80.0, 30.0], "{printed}");
     assert_eq!(of("good_percent"), [100.0, 100.0, 0.0, 0.0], "{printed}");
     // A tenth of the way from all to none.
     let arrived = of("arrived");
@@ -261,6 +284,19 @@ fn sweep_finds_the_rate_at_which_requests_fail() {
 }
 
 #[test]
+fn sweep_says_which_prompts_it_repeats_and_stops_without_oversampling() {
+    let (folder, arrivals) = (Folder::with_prompts("repeat", 40), Arrivals::default());
+    let url = server("a", &arrivals, usize::MAX);
+    let load = ["sweep", "--base-url", &url, "--seconds", "0.1", "--rates", "100,200", "--json", "s.json"];
+    let limits = ["--ttft", "1e7", "--gap", "1e7"];
+    let (printed, done) = bench(&folder, &[&load[..], &CUSTOM, &limits].concat());
+    assert!(done && printed.contains("20 of the next 30 prompts are sent again"), "{printed}");
+    let (printed, done) = bench(&folder, &[&load[..], &CUSTOM, &limits, &["--no-oversample"]].concat());
+    assert!(!done && printed.contains("the dataset has 10 unsent prompts"), "{printed}");
+    assert_eq!(folder.json("s.json")["rates"].as_array().unwrap().len(), 1, "the first rate is kept");
+}
+
+#[test]
 fn wrong_datasets_and_results_are_one_sentence() {
     let (folder, arrivals) = (Folder::with_prompts("wrong", 2), Arrivals::default());
     let url = server("a", &arrivals, usize::MAX);
@@ -281,6 +317,10 @@ fn wrong_datasets_and_results_are_one_sentence() {
             "which is not on this machine; set --tokenizer",
         ),
         (serve.to_vec(), "set both or neither"),
+        (
+            [&serve[..], &["--dataset-path", "prompts.jsonl", "--plot", "none/x.svg"]].concat(),
+            "cannot write none/x.svg",
+        ),
         (vec!["sweep", "--rates", "2,1"], "--rates must be numbers above 0 in rising order"),
         (vec!["plot", "bare.json", "--plot", "x.svg"], "the result has no \"start_times\""),
     ] {

@@ -9,19 +9,21 @@ use serde_json::{Map, Value, json};
 use super::dataset::BenchRequest;
 use super::{Backend, DatasetName, LoadOptions};
 
-/// Maximum time for a request, as in vLLM's client.
-const PATIENCE: Duration = Duration::from_secs(6 * 3600);
-
 /// The result of a request. Times are in seconds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RequestOutcome {
     /// From the start of the measurement to the sending of the request.
     pub(super) start: f64,
+    /// From the time at which the request was to be sent to its sending.
+    pub(super) queued: f64,
     pub(super) ttft: f64,
     /// Times from each token to the next.
     pub(super) itls: Vec<f64>,
+    /// To the last token, or to the failure.
     pub(super) latency: f64,
     pub(super) prompt_tokens: u32,
+    /// Number of tokens that the request asked for.
+    pub(super) wanted_tokens: u32,
     pub(super) output_tokens: u32,
     pub(super) text: String,
     /// Empty if the request succeeded.
@@ -45,8 +47,15 @@ pub(super) struct BenchClient<'a> {
 }
 
 impl<'a> BenchClient<'a> {
-    pub(super) fn new(options: &'a LoadOptions, base: String, model: String, key: Option<String>) -> Self {
-        Self { options, base, model, agent: agent(), key }
+    /// `patience` is the maximum time for a request.
+    pub(super) fn new(
+        options: &'a LoadOptions,
+        base: String,
+        model: String,
+        key: Option<String>,
+        patience: Duration,
+    ) -> Self {
+        Self { options, base, model, agent: agent(patience), key }
     }
 
     fn body(&self, asked: &BenchRequest) -> Value {
@@ -98,6 +107,7 @@ impl<'a> BenchClient<'a> {
         let mut output = RequestOutcome {
             start: (sent - began).as_secs_f64(),
             prompt_tokens: asked.prompt_tokens,
+            wanted_tokens: asked.output_tokens,
             ..RequestOutcome::default()
         };
         match request.send_json(&body) {
@@ -115,18 +125,25 @@ impl<'a> BenchClient<'a> {
             }
             Err(error) => output.error = error.to_string(),
         }
+        if !output.is_good() {
+            output.latency = sent.elapsed().as_secs_f64();
+        }
         output
     }
 }
 
-fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
+fn agent(patience: Duration) -> ureq::Agent {
+    let config = ureq::Agent::config_builder().timeout_global(Some(patience)).http_status_as_error(false);
     config.max_idle_connections(4096).max_idle_connections_per_host(4096).build().into()
 }
 
 /// Id and root of the first model that the server lists.
-pub(super) fn first_model(base: &str, key: Option<&str>) -> Result<(String, String), String> {
-    let mut request = agent().get(format!("{base}/v1/models"));
+pub(super) fn first_model(
+    base: &str,
+    key: Option<&str>,
+    patience: Duration,
+) -> Result<(String, String), String> {
+    let mut request = agent(patience).get(format!("{base}/v1/models"));
     if let Some(key) = key {
         request = request.header("authorization", format!("Bearer {key}"));
     }
@@ -280,7 +297,8 @@ mod tests {
         let (port, accepted) = server();
         let port = port.to_string();
         let options = crate::bench::testing::options(&["--port", &port]).load;
-        let client = BenchClient::new(&options, options.base(), "m".to_owned(), None);
+        let client =
+            BenchClient::new(&options, options.base(), "m".to_owned(), None, Duration::from_secs(600));
         for n in 0..3 {
             let asked = BenchRequest { prompt: "a".to_owned(), prompt_tokens: 1, output_tokens: 1 };
             let output = client.ask(&asked, &n.to_string(), Instant::now());

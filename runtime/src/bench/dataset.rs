@@ -22,7 +22,7 @@ pub(super) struct BenchRequest {
 /// A part of the requests of a benchmark.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
-    /// Number of the first request. Parts with different numbers have different prompts, as far as the dataset has enough.
+    /// Number of the first request. Parts have different prompts unless the dataset is too small.
     pub(super) first: usize,
     pub(super) count: usize,
 }
@@ -65,6 +65,7 @@ pub(super) fn arrivals(count: usize, rate: f64, burstiness: f64, seed: u64) -> V
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::path::Path;
 
     use super::*;
@@ -82,8 +83,21 @@ mod tests {
         assert_eq!(lengths(&part(0)), lengths(&part(8)));
         assert!(lengths(&part(0)).iter().any(|tokens| *tokens != 50), "{:?}", part(0));
         // Bytes that are no text make some of the prompts equal.
-        assert!(part(0).iter().zip(part(8)).filter(|(a, b)| a.prompt != b.prompt).count() > 4);
+        let earlier: HashSet<String> = part(0).into_iter().map(|request| request.prompt).collect();
+        assert!(part(8).iter().filter(|request| !earlier.contains(&request.prompt)).count() > 4);
         assert_eq!(part(0), part(0));
+    }
+
+    #[test]
+    fn all_parts_have_the_same_prefix() {
+        let model = ServedModel::new(Path::new("m"), &bytes_model(), None).unwrap();
+        let lengths = ["--random-input-len", "5", "--random-prefix-len", "400"];
+        let options = options(&lengths).load;
+        let first = |first| requests(&options, Some(&model), Part { first, count: 1 }).unwrap().remove(0);
+        let (a, b) = (first(0).prompt, first(8).prompt);
+        // Bytes that are no text may change the end of the prefix.
+        let common = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
+        assert!(common > 100, "{common} characters are equal");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Sends requests to a server: what `bench serve` and `bench sweep` have in common.
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::client::{BenchClient, RequestOutcome, first_model};
-use super::dataset::BenchRequest;
+use super::dataset::{BenchRequest, Part, requests};
 use super::{DatasetName, LoadOptions};
 use crate::frontend::ServedModel;
 use crate::open_files;
@@ -42,7 +44,7 @@ pub(super) fn check(options: &LoadOptions) -> Result<()> {
     Ok(())
 }
 
-/// The client of the server at `base`, and the path of the server's model.
+/// The client of the server at `base`, and the path of the server's model. `patience` is the maximum time for a request.
 ///
 /// # Errors
 /// The server does not answer or lists no model.
@@ -50,15 +52,16 @@ pub(super) fn connect(
     options: &LoadOptions,
     base: String,
     key: Option<String>,
+    patience: Duration,
 ) -> Result<(BenchClient<'_>, String)> {
     let (listed, root) = match (&options.model, &options.tokenizer) {
         (Some(model), Some(_)) => (model.clone(), String::new()),
-        _ => first_model(&base, key.as_deref()).map_err(|reason| anyhow!(reason))?,
+        _ => first_model(&base, key.as_deref(), patience).map_err(|reason| anyhow!(reason))?,
     };
     // Each request in flight has a connection.
     open_files::raise();
     let model = options.model.clone().unwrap_or(listed);
-    Ok((BenchClient::new(options, base, model, key), root))
+    Ok((BenchClient::new(options, base, model, key, patience), root))
 }
 
 /// The model that turns prompts into tokens: that of `--tokenizer`, or that of the server, if it is on this machine. `None` if the
@@ -86,7 +89,46 @@ pub(super) fn text_model(options: &LoadOptions, root: &str) -> Result<Option<Ser
     Ok(Some(model))
 }
 
-/// Waits until the server answers a first request, if `--ready-check-timeout-sec` is set, and sends the requests of `--num-warmups`.
+/// The requests before the measurement: the first ones of the dataset. The measured requests begin behind them, because a server may have
+/// cached their prompts.
+///
+/// # Errors
+/// As [`requests()`].
+pub(super) fn warm_ups(options: &LoadOptions, model: Option<&ServedModel>) -> Result<Vec<BenchRequest>> {
+    let is_checked = options.ready_check_timeout_sec > 0;
+    let part = Part { first: 0, count: options.num_warmups.max(usize::from(is_checked)) };
+    requests(options, model, part).map_err(|reason| anyhow!(reason))
+}
+
+/// The prompts that were sent, as hashes.
+#[derive(Default)]
+pub(super) struct SentPrompts(HashSet<u64>);
+
+impl SentPrompts {
+    /// Adds the prompts of requests. Returns the number of those that were there before.
+    pub(super) fn add(&mut self, asked: &[BenchRequest]) -> usize {
+        let is_old = |request: &&BenchRequest| {
+            let mut hasher = DefaultHasher::new();
+            request.prompt.hash(&mut hasher);
+            !self.0.insert(hasher.finish())
+        };
+        asked.iter().filter(is_old).count()
+    }
+
+    /// As `add`, and says how many prompts the server may have cached.
+    pub(super) fn show(&mut self, asked: &[BenchRequest]) {
+        let count = self.add(asked);
+        if count > 0 {
+            println!(
+                "{count} of the next {} prompts are sent again; the server may have them in a cache",
+                asked.len()
+            );
+        }
+    }
+}
+
+/// Waits until the server answers a first request, if `--ready-check-timeout-sec` is set, and sends the requests of `--num-warmups`. `asked`
+/// are those of [`warm_ups`].
 pub(super) fn ready(client: &BenchClient<'_>, asked: &[BenchRequest]) -> Result<()> {
     let wait = Duration::from_secs(client.options.ready_check_timeout_sec);
     let began = Instant::now();
@@ -105,12 +147,13 @@ pub(super) fn ready(client: &BenchClient<'_>, asked: &[BenchRequest]) -> Result<
 }
 
 /// Sends each request at its time in seconds from now, from a thread of its own. Returns the results and the duration in seconds. The
-/// results count their starts from `clock`.
+/// results count their starts from `clock`. The ids of the requests count from `first`.
 pub(super) fn measure(
     client: &BenchClient<'_>,
     asked: &[BenchRequest],
     times: &[f64],
     clock: Instant,
+    first: usize,
 ) -> (Vec<RequestOutcome>, f64) {
     let options = client.options;
     let prefix =
@@ -126,18 +169,21 @@ pub(super) fn measure(
         }
         for (n, (asked, at)) in asked.iter().zip(times).enumerate() {
             let at = Duration::try_from_secs_f64(*at).unwrap_or_default();
+            let planned = (began - clock + at).as_secs_f64();
             let wait = at.saturating_sub(began.elapsed());
             if !wait.is_zero() {
                 std::thread::sleep(wait);
             }
-            let (places, outputs, done, id) = (&places, &outputs, &done, format!("{prefix}{n}"));
+            let (places, outputs, done, id) = (&places, &outputs, &done, format!("{prefix}{}", first + n));
             let keep = move |output: RequestOutcome| {
                 outputs.lock().unwrap_or_else(PoisonError::into_inner)[n] = output;
                 done.fetch_add(1, Ordering::Relaxed);
             };
             let ask = move || {
                 let _place = places.take();
-                keep(client.ask(asked, &id, clock));
+                let mut output = client.ask(asked, &id, clock);
+                output.queued = (output.start - planned).max(0.0);
+                keep(output);
             };
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, ask);
             if let Err(error) = thread {

@@ -111,7 +111,7 @@ pub struct LoadOptions {
     /// Maximum number of requests in flight; further requests wait in the client
     #[arg(long)]
     pub max_concurrency: Option<usize>,
-    /// Number of requests before the measurement
+    /// Number of requests before the measurement, with the first prompts of the dataset
     #[arg(long, default_value_t = 0)]
     pub num_warmups: usize,
     /// Seconds to wait until the server answers a first request; 0 skips this check
@@ -211,13 +211,13 @@ pub struct SweepOptions {
     /// Highest rate of --from and --factor
     #[arg(long, default_value_t = 256.0)]
     pub max_rate: f64,
-    /// Number of rates between the last that met the target and the first that did not
+    /// Number of extra rates measured between the last that met the target and the first that missed it
     #[arg(long, default_value_t = 3)]
     pub bisect: u32,
-    /// Seconds in which requests are sent at each rate
+    /// Seconds in which requests are sent at each rate; longer if there would be fewer than 30 requests
     #[arg(long, default_value_t = 20.0)]
     pub seconds: f64,
-    /// Longest time to the first token of a good request, in ms
+    /// Longest time from the planned sending of a good request to its first token, in ms
     #[arg(long, default_value_t = 1000.0)]
     pub ttft: f64,
     /// Largest 99th percentile of a good request's own inter-token latencies, in ms
@@ -237,7 +237,7 @@ pub struct SweepOptions {
 /// The options of `bench plot`.
 #[derive(Debug, Args)]
 pub struct RedrawOptions {
-    /// Result file of `bench serve`, `bench sweep` or `bench transfer`, or of `vllm bench serve --save-detailed`
+    /// Result file of `bench serve`, `bench sweep` or `bench transfer`, or of `vllm bench serve --save-result --save-detailed`
     pub result: PathBuf,
     /// The SVG file
     #[arg(long, value_name = "FILE")]

@@ -21,16 +21,18 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub(super) enum PlotError {
-    /// The JSON is no result with the figures of each request.
+    /// The JSON lacks the figures of each request.
     #[error(
-        "the result has no {field:?}; make it with --save-detailed or --plot, or by `bench sweep` or `bench transfer` with --json"
+        "the result has no {field:?}; make it with --save-result and --save-detailed, or by `bench sweep` or `bench transfer` with --json"
     )]
     Missing {
         /// The field that is missing or has another type.
         field: &'static str,
     },
-    /// No program of this version writes such results.
-    #[error("results of the kind {kind:?} are unknown; use the version of Baton that wrote the file")]
+    /// This version does not write results of this kind.
+    #[error(
+        "this version does not draw results of the kind {kind:?}; use the version of Baton that wrote the file"
+    )]
     UnknownKind {
         /// The `kind` in the JSON.
         kind: String,
@@ -40,7 +42,7 @@ pub(super) enum PlotError {
 /// The SVG text of a result. Results without a kind are those of `bench serve` or `vllm bench serve`.
 ///
 /// # Errors
-/// [`PlotError`] if the JSON lacks the figures of each request.
+/// The JSON lacks the figures of each request, or is of an unknown kind.
 pub(super) fn draw(results: &Value) -> Result<String, PlotError> {
     match results["kind"].as_str() {
         None => serve::draw(std::slice::from_ref(results)),
@@ -64,11 +66,12 @@ pub(super) fn write(results: &Value, path: &Path) -> Result<()> {
 /// Draws a saved result again.
 ///
 /// # Errors
-/// The file is no JSON, or as [`write()`].
+/// The file is not valid JSON, or as [`write()`].
 pub(super) fn redraw(result: &Path, path: &Path) -> Result<()> {
     let text =
         std::fs::read_to_string(result).with_context(|| format!("cannot read {}", result.display()))?;
-    let results = serde_json::from_str(&text).with_context(|| format!("{} is no JSON", result.display()))?;
+    let results =
+        serde_json::from_str(&text).with_context(|| format!("{} is not valid JSON", result.display()))?;
     write(&results, path).with_context(|| format!("cannot draw {}", result.display()))
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use anyhow::ensure;
 use common::statistics::{deviation, mean, median, quantile};
 use serde_json::{Map, Value, json};
 
@@ -161,8 +162,30 @@ impl<'a> Results<'a> {
         self.options.percentile_metrics.iter().any(|name| name == times.name)
     }
 
-    /// The figures with the names in vLLM's files, and the server, the dataset and the seed. A plot needs the figures of each request.
+    /// Checks that no name of `--metadata` is that of a figure.
+    ///
+    /// # Errors
+    /// The name of a figure.
+    pub(super) fn check_metadata(options: &ServeOptions, client: &BenchClient<'_>) -> anyhow::Result<()> {
+        let figures = Results::new(options, &[], 1.0).figures("", client);
+        for (name, _) in &options.metadata {
+            ensure!(
+                name != "kind" && !figures.contains_key(name),
+                "--metadata has the name {name:?}, which result files use; choose another name"
+            );
+        }
+        Ok(())
+    }
+
+    /// The figures and the metadata.
     pub(super) fn json(&self, date: &str, client: &BenchClient<'_>) -> Value {
+        let mut all = self.figures(date, client);
+        all.extend(self.options.metadata.iter().map(|(name, value)| (name.clone(), json!(value))));
+        Value::Object(all)
+    }
+
+    /// The figures with the names in vLLM's files, and the server, the dataset and the seed. A plot needs the figures of each request.
+    fn figures(&self, date: &str, client: &BenchClient<'_>) -> Map<String, Value> {
         let (options, load, model) = (self.options, &self.options.load, &*client.model);
         let (prompt, sampled) = self.tokens();
         let (peak_tokens, peak_requests) = self.peaks();
@@ -185,9 +208,6 @@ impl<'a> Results<'a> {
         put("server", json!(client.base));
         put("dataset_name", json!(load.dataset_name.name()));
         put("seed", json!(load.seed));
-        for (name, value) in &options.metadata {
-            put(name, json!(value));
-        }
         put("request_rate", request_rate);
         put("burstiness", json!(load.burstiness));
         put("max_concurrency", json!(load.max_concurrency));
@@ -208,6 +228,7 @@ impl<'a> Results<'a> {
             put("input_lens", of(|output| json!(output.prompt_tokens)));
             put("output_lens", of(|output| json!(output.output_tokens)));
             put("start_times", of(|output| json!(output.start)));
+            put("queue_times", of(|output| json!(output.queued)));
             put("ttfts", of(|output| json!(output.ttft)));
             put("itls", of(|output| json!(output.itls)));
             put("generated_texts", of(|output| json!(output.text)));
@@ -221,7 +242,7 @@ impl<'a> Results<'a> {
                 put(&format!("p{p}_{}_ms", times.name), json!(quantile(times.ms.iter().copied(), p / 100.0)));
             }
         }
-        Value::Object(all)
+        all
     }
 }
 

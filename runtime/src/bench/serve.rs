@@ -1,7 +1,7 @@
 //! `runtime bench serve`: makes prompts, sends them at their times and prints the results. With `--compare`, it sends them to two servers.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use jiff::Timestamp;
@@ -10,8 +10,12 @@ use serde_json::{Value, json};
 use super::client::{BenchClient, RequestOutcome};
 use super::comparison::Block;
 use super::dataset::{BenchRequest, Part, arrivals, requests};
+use super::load::SentPrompts;
 use super::results::Results;
-use super::{ServeOptions, comparison, load, plot};
+use super::{ServeOptions, comparison, files, load, plot};
+
+/// Maximum time for a request, as in vLLM's client.
+const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 
 /// Measures, prints the results, and writes the files. `key` is the API key.
 ///
@@ -24,22 +28,46 @@ pub(super) fn run(options: &ServeOptions, key: Option<String>) -> Result<()> {
         options.request_rate
     );
     load::check(&options.load)?;
-    let (client, root) = load::connect(&options.load, options.load.base(), key.clone())?;
+    files::check(&options.plot)?;
+    let (client, root) = load::connect(&options.load, options.load.base(), key.clone(), PATIENCE)?;
+    Results::check_metadata(options, &client)?;
     let model = load::text_model(&options.load, &root)?;
-    let part = Part { first: 0, count: options.num_prompts };
+    let warm_ups = load::warm_ups(&options.load, model.as_ref())?;
+    let part = Part { first: warm_ups.len(), count: options.num_prompts };
     let asked = requests(&options.load, model.as_ref(), part).map_err(|reason| anyhow!(reason))?;
+    ensure!(
+        !asked.is_empty() || part.count == 0,
+        "the warm-ups take all prompts of the dataset; add prompts, or leave out --no-oversample"
+    );
+    let mut sent = SentPrompts::default();
+    sent.add(&warm_ups);
+    sent.show(&asked);
     match &options.compare {
-        None => one(options, &client, &asked),
+        None => {
+            load::ready(&client, &warm_ups)?;
+            one(options, &client, &asked)
+        }
         Some(base) => {
-            let (other, _) = load::connect(&options.load, base.clone(), key)?;
-            two(options, [&client, &other], &asked)
+            let (other, _) = load::connect(&options.load, base.clone(), key, PATIENCE)?;
+            let clients = [&client, &other];
+            check_blocks(options, asked.len())?;
+            clients.into_iter().try_for_each(|client| load::ready(client, &warm_ups))?;
+            two(options, clients, &asked)
         }
     }
 }
 
+fn check_blocks(options: &ServeOptions, requests: usize) -> Result<()> {
+    let count = options.compare_blocks;
+    ensure!(
+        (2..=requests).contains(&count),
+        "--compare-blocks is {count}; set it to at least 2 and at most the number of requests, {requests}"
+    );
+    Ok(())
+}
+
 /// Measures one server.
 fn one(options: &ServeOptions, client: &BenchClient<'_>, asked: &[BenchRequest]) -> Result<()> {
-    load::ready(client, asked)?;
     println!(
         "Starting {} requests to {}{} ({})",
         asked.len(),
@@ -48,7 +76,7 @@ fn one(options: &ServeOptions, client: &BenchClient<'_>, asked: &[BenchRequest])
         client.model
     );
     let times = arrivals(asked.len(), options.request_rate, options.load.burstiness, options.load.seed);
-    let (outputs, duration) = load::measure(client, asked, &times, Instant::now());
+    let (outputs, duration) = load::measure(client, asked, &times, Instant::now(), 0);
     let results = Results::new(options, &outputs, duration);
     print!("{}", results.block());
     show_first_failure(&outputs);
@@ -61,24 +89,17 @@ fn one(options: &ServeOptions, client: &BenchClient<'_>, asked: &[BenchRequest])
 /// Measures two servers: sends each block of the requests to one and then to the other, and the next block in the other order.
 fn two(options: &ServeOptions, clients: [&BenchClient<'_>; 2], asked: &[BenchRequest]) -> Result<()> {
     let count = options.compare_blocks;
-    ensure!(
-        (2..=asked.len()).contains(&count),
-        "--compare-blocks is {count}; set it to at least 2 and at most the number of requests, {}",
-        asked.len()
-    );
-    for client in clients {
-        load::ready(client, asked)?;
-    }
     println!("Starting {} requests to each of two servers, in {count} blocks that alternate", asked.len());
     let mut blocks = Vec::with_capacity(count);
     let clock = Instant::now();
     for n in 0..count {
-        let part = &asked[asked.len() * n / count..asked.len() * (n + 1) / count];
+        let first = asked.len() * n / count;
+        let part = &asked[first..asked.len() * (n + 1) / count];
         let seed = options.load.seed.wrapping_add(n as u64);
         let times = arrivals(part.len(), options.request_rate, options.load.burstiness, seed);
         let mut block = Block::default();
         for server in if n % 2 == 0 { [0, 1] } else { [1, 0] } {
-            let (outputs, duration) = load::measure(clients[server], part, &times, clock);
+            let (outputs, duration) = load::measure(clients[server], part, &times, clock, first);
             (block.outputs[server], block.duration[server]) = (outputs, duration);
         }
         blocks.push(block);
@@ -93,7 +114,8 @@ fn two(options: &ServeOptions, clients: [&BenchClient<'_>; 2], asked: &[BenchReq
         show_first_failure(outputs);
     }
     let rows = comparison::compare(&blocks, options.load.seed);
-    print!("{}", comparison::table(&rows));
+    let totals = comparison::Totals::new(&blocks);
+    print!("{}", comparison::table(&rows, &totals));
     let date = Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
     let servers: Vec<Value> = (0..2)
         .map(|n| {
@@ -105,6 +127,7 @@ fn two(options: &ServeOptions, clients: [&BenchClient<'_>; 2], asked: &[BenchReq
     let rows: Vec<Value> = rows.iter().map(comparison::Comparison::json).collect();
     let results = json!({
         "kind": "compare", "date": date, "servers": servers, "block_sizes": sizes, "comparison": rows,
+        "totals": totals.json(),
     });
     write(options, clients[0], &date, &results)?;
     for (outputs, client) in outputs.iter().zip(clients) {

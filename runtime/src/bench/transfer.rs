@@ -30,7 +30,7 @@ use connector::frame::Versions;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::plot;
+use super::{files, plot};
 use crate::config::{Config, DeviceSetting, Flag};
 use crate::roles;
 use first_put::FirstPut;
@@ -122,6 +122,7 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
     if options.peer_copy {
         return peer::copy(page_bytes * u64::from(options.pages));
     }
+    files::check(options.json.iter().chain(&options.plot))?;
     let bytes = (page_bytes * u64::from(options.pages)) as f64;
     println!(
         "{} {} pages of {} KiB a page table; GB/s, medians of {} page tables",
@@ -142,8 +143,8 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
         println!("{}", line(&row));
         columns.iter_mut().zip(row).for_each(|(column, value)| column.extend(value));
     }
-    write(options, page_bytes, &columns)?;
-    let quartiles = columns.map(|column| (!column.is_empty()).then(|| quartiles(column)));
+    let quartiles =
+        columns.each_ref().map(|column| (!column.is_empty()).then(|| quartiles(column.iter().copied())));
     for (quarter, name) in ["lower quartiles", "medians", "upper quartiles"].into_iter().enumerate() {
         println!("{}  {name}", line(&quartiles.map(|column| column.map(|column| column[quarter]))));
     }
@@ -151,7 +152,7 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
     if let (Some(lane), Some(off), Some(on)) = (lane, off, on) {
         println!("of the lane alone: {:.2} without the hash, {:.2} with it (medians)", off / lane, on / lane);
     }
-    Ok(())
+    write(options, page_bytes, &columns)
 }
 
 /// Names of the columns in plots.
@@ -174,8 +175,7 @@ fn write(options: &TransferOptions, page_bytes: u64, columns: &[Vec<f64>; 5]) ->
         "columns": columns,
     });
     if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&results)?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        files::write(path, &results)?;
         println!("wrote the results to {}", path.display());
     }
     options.plot.as_ref().map_or(Ok(()), |path| plot::write(&results, path))

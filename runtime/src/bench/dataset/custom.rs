@@ -23,27 +23,36 @@ struct Line {
     output_tokens: Option<u32>,
 }
 
-/// Takes a part of the file's prompts, in an order that depends on the seed. Begins again at the end of the file, unless `--no-oversample`.
+/// Takes a part of the file's prompts, in an order that depends on the seed. Begins again at the end of the file. With `--no-oversample`, it
+/// ends there, so there are fewer requests than the part has.
 ///
 /// # Errors
-/// The file cannot be read, or a line is wrong. The sentence has the line's number.
+/// The file cannot be read, or a line is wrong, also one outside the part. The sentence has the line's number.
 pub(super) fn requests(
     options: &LoadOptions,
     model: Option<&ServedModel>,
     part: Part,
 ) -> Result<Vec<BenchRequest>, String> {
     let path = options.dataset_path.as_deref().ok_or("set --dataset-path to a file of JSON lines")?;
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let mut lines = parse(&text).map_err(|reason| format!("{}, {reason}", path.display()))?;
+    let bytes = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let named = |reason: String| format!("{}, {reason}", path.display());
+    let mut lines = parse(text(&bytes).map_err(named)?).map_err(named)?;
     if lines.is_empty() {
         return Err(format!("{} has no lines; write one JSON object on each line", path.display()));
+    }
+    let short = lines.iter().find(|line| line.output_tokens.is_none());
+    if let Some(line) = short.filter(|_| options.custom_output_len == Some(-1)) {
+        return Err(named(format!(
+            "line {}: output_tokens is missing; add it or set --custom-output-len",
+            line.number
+        )));
     }
     if !options.disable_shuffle {
         lines.shuffle(&mut SmallRng::seed_from_u64(options.seed));
     }
-    let count = if options.no_oversample { part.count.min(lines.len()) } else { part.count };
-    let chosen = lines.iter().cycle().skip(part.first % lines.len()).take(count);
+    let first = if options.no_oversample { part.first } else { part.first % lines.len() };
+    let end = if options.no_oversample { lines.len() } else { usize::MAX };
+    let chosen = lines.iter().cycle().take(end).skip(first).take(part.count);
     chosen.map(|line| request(options, model, path, line)).collect()
 }
 
@@ -55,11 +64,7 @@ fn request(
 ) -> Result<BenchRequest, String> {
     let place = || format!("{}, line {}", path.display(), line.number);
     let output_tokens = match (options.custom_output_len, line.output_tokens) {
-        (Some(-1), None) => {
-            return Err(format!("{}: output_tokens is missing; add it or set --custom-output-len", place()));
-        }
-        (None | Some(-1), Some(tokens)) => tokens,
-        (None, None) => OUTPUT_TOKENS,
+        (None | Some(-1), tokens) => tokens.unwrap_or(OUTPUT_TOKENS),
         (Some(tokens), _) => u32::try_from(tokens).unwrap_or(OUTPUT_TOKENS),
     };
     let mut prompt = line.prompt.clone();
@@ -82,21 +87,37 @@ fn request(
     Ok(BenchRequest { prompt, prompt_tokens, output_tokens })
 }
 
+/// The text of a file, without a byte order mark.
+fn text(bytes: &[u8]) -> Result<&str, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+        format!("line {line} is not UTF-8; convert the file to UTF-8")
+    })?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
 /// Reads JSON lines. Empty lines and other fields are allowed.
 fn parse(text: &str) -> Result<Vec<Line>, String> {
     const LIKE: &str = r#"each line is an object such as {"prompt": "…", "output_tokens": 64}"#;
     let mut lines = Vec::new();
     for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let number = n + 1;
-        let value: Value = serde_json::from_str(line)
-            .map_err(|error| format!("line {number}: no JSON from column {} on; {LIKE}", error.column()))?;
+        let value: Value = serde_json::from_str(line).map_err(|error| {
+            let (column, reason) = (error.column(), error.to_string());
+            let reason = reason.split(" at line ").next().unwrap_or_default();
+            format!("line {number} is not valid JSON (column {column}): {reason}; {LIKE}")
+        })?;
         let prompt = value["prompt"].as_str().ok_or_else(|| format!("line {number}: no prompt; {LIKE}"))?;
         // Tables that were converted to JSON have whole numbers such as 64.0.
-        let whole = |value: &Value| value.as_f64().filter(|tokens| tokens.fract() == 0.0 && *tokens >= 1.0);
+        let allowed = 1.0..=f64::from(u32::MAX);
+        let whole = |value: &Value| value.as_f64().filter(|n| n.fract() == 0.0 && allowed.contains(n));
         let output_tokens = match &value["output_tokens"] {
             Value::Null => None,
             tokens => Some(whole(tokens).map(|tokens| tokens as u32).ok_or_else(|| {
-                format!("line {number}: output_tokens is {tokens}; set it to a whole number of at least 1")
+                format!(
+                    "line {number}: output_tokens is {tokens}; set it to a whole number from 1 to {}",
+                    u32::MAX
+                )
             })?),
         };
         lines.push(Line { number, prompt: prompt.to_owned(), output_tokens });
@@ -117,7 +138,14 @@ mod tests {
         let text = "{\"prompt\": \"a\"}\n\n{\"prompt\": \"b\", \"output_tokens\": 7.0, \"id\": 3}\n";
         assert_eq!(parse(text).unwrap(), [line(1, "a", None), line(3, "b", Some(7))]);
         for (text, expect) in [
-            ("{\"prompt\": \"a\"}\n{\"prompt\": \"b\"", "line 2: no JSON from column 14 on"),
+            (
+                "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"",
+                "line 2 is not valid JSON (column 14): EOF while parsing an object; each line",
+            ),
+            (
+                "{\"prompt\": \"a\", \"output_tokens\": 4294967296}",
+                "line 1: output_tokens is 4294967296; set it",
+            ),
             ("\n[1]", "line 2: no prompt"),
             ("{\"prompt\": 5}", "line 1: no prompt"),
             ("{\"prompt\": \"a\", \"output_tokens\": 0}", "line 1: output_tokens is 0; set it"),
@@ -126,6 +154,13 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.starts_with(expect), "{error}");
         }
+    }
+
+    #[test]
+    fn files_may_begin_with_a_mark_and_must_be_utf8() {
+        assert_eq!(text("\u{feff}{}".as_bytes()), Ok("{}"));
+        let error = text(b"{}\n{\"prompt\": \"\xff\"}\n").unwrap_err();
+        assert!(error.starts_with("line 2 is not UTF-8"), "{error}");
     }
 
     /// Requests of a file with prompts 0 to 4, of which the first has a length.
@@ -153,12 +188,17 @@ mod tests {
         let later = of_file(&["--disable-shuffle", "--custom-output-len", "5"], Part { first: 8, count: 2 });
         assert_eq!(later.unwrap(), owned(&[("3", 5), ("4", 5)]));
         assert_eq!(of_file(&["--no-oversample"], all).unwrap().len(), 5);
+        let rest = of_file(&["--disable-shuffle", "--no-oversample"], Part { first: 3, count: 4 });
+        assert_eq!(rest.unwrap(), owned(&[("3", 256), ("4", 256)]));
+        assert_eq!(of_file(&["--no-oversample"], Part { first: 5, count: 1 }), Ok(Vec::new()));
 
         let shuffled = |seed: &str| of_file(&["--no-oversample", "--seed", seed], all).unwrap();
         assert_eq!(shuffled("1"), shuffled("1"));
         assert!((2..9).any(|seed| shuffled(&seed.to_string()) != shuffled("1")), "the seed has no effect");
 
-        let error = of_file(&["--disable-shuffle", "--custom-output-len", "-1"], all).unwrap_err();
+        // The second line is wrong, also if only the first one is sent.
+        let first = Part { first: 0, count: 1 };
+        let error = of_file(&["--disable-shuffle", "--custom-output-len", "-1"], first).unwrap_err();
         assert!(error.contains("line 2: output_tokens is missing"), "{error}");
     }
 

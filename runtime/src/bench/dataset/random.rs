@@ -13,7 +13,7 @@ use crate::frontend::{Bos, Detokenizer, SpecialTokens, Tokenizer};
 const RETRIES: usize = 10;
 
 /// Makes random prompts. Each prompt is a common prefix and a run of consecutive tokens of the vocabulary from a random start. The lengths
-/// depend only on the seed, the tokens also on the part.
+/// and the prefix depend only on the seed, the other tokens also on the part.
 ///
 /// # Errors
 /// The vocabulary has no ordinary tokens.
@@ -37,7 +37,8 @@ pub(super) fn requests(
         random.random_range(low.floor() as u32..=high.ceil() as u32).max(1)
     };
     let pick = |random: &mut SmallRng| allowed[random.random_range(0..allowed.len())];
-    let prefix: Vec<u32> = (0..options.random_prefix_len).map(|_| pick(&mut random)).collect();
+    let mut of_prefix = SmallRng::seed_from_u64(options.seed ^ 0xc033);
+    let prefix: Vec<u32> = (0..options.random_prefix_len).map(|_| pick(&mut of_prefix)).collect();
     let mut all = Vec::with_capacity(part.count);
     for index in 0..part.count {
         let wanted = length(options.random_input_len.saturating_sub(own), &mut lengths);

@@ -24,8 +24,8 @@ impl Axis {
         Self::linear(0.0, if high > 0.0 { high } else { 1.0 }, pixels)
     }
 
-    /// An axis that contains these values: logarithmic if they differ much, else linear. Of values near 0, a logarithmic axis shows only
-    /// that they are smaller than its first value.
+    /// An axis that contains these values: logarithmic if they differ much, else linear. A logarithmic axis draws values near 0
+    /// at its lower end.
     pub(super) fn around(values: &[f64], pixels: (f64, f64)) -> Self {
         let mut sorted: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
         sorted.sort_unstable_by(f64::total_cmp);

@@ -158,6 +158,22 @@ fn escaped(text: &str) -> String {
     out
 }
 
+/// The width of a text in characters. Chinese, Japanese and Korean characters and emoji count twice.
+fn characters(text: &str) -> usize {
+    text.chars().map(breadth).sum()
+}
+
+fn breadth(c: char) -> usize {
+    1 + usize::from(matches!(c, '\u{1100}'..='\u{11ff}' | '\u{2e80}'..))
+}
+
+/// The characters from the start of `all` that are together at most `most` wide.
+fn within(all: impl Iterator<Item = char>, most: usize) -> Vec<char> {
+    let mut room = most;
+    let fits = |c: &char| room.checked_sub(breadth(*c)).map(|left| room = left).is_some();
+    all.take_while(fits).collect()
+}
+
 /// The number of characters of a style that fit into a width.
 fn fitting(width: f64, style: Style) -> usize {
     let character = if style.bold { CHARACTER.1 } else { CHARACTER.0 };
@@ -167,11 +183,12 @@ fn fitting(width: f64, style: Style) -> usize {
 /// The text, shortened in its middle to a width.
 pub(super) fn shortened(text: &str, width: f64, style: Style) -> String {
     let most = fitting(width, style).max(1);
-    if text.chars().count() <= most {
+    if characters(text) <= most {
         return text.to_owned();
     }
-    let (count, end) = (text.chars().count(), most / 2);
-    text.chars().take(most - end - 1).chain(['…']).chain(text.chars().skip(count - end)).collect()
+    let end = most / 2;
+    let (head, tail) = (within(text.chars(), most - end - 1), within(text.chars().rev(), end));
+    head.into_iter().chain(['…']).chain(tail.into_iter().rev()).collect()
 }
 
 /// The parts, joined by dots in lines that fit into a width.
@@ -179,7 +196,7 @@ pub(super) fn wrapped(parts: &[String], width: f64, style: Style) -> Vec<String>
     let mut lines: Vec<String> = Vec::new();
     for part in parts.iter().filter(|part| !part.is_empty()) {
         match lines.last_mut() {
-            Some(line) if line.chars().count() + part.chars().count() + 3 <= fitting(width, style) => {
+            Some(line) if characters(line) + characters(part) + 3 <= fitting(width, style) => {
                 line.push_str(" · ");
                 line.push_str(part);
             }

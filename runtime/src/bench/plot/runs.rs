@@ -9,6 +9,8 @@ pub(super) struct RunRequest {
     /// From the first request's start.
     pub(super) start: f64,
     pub(super) ttft: f64,
+    /// To the last token, or to the failure. 0 in results of vLLM's client.
+    latency: f64,
     /// Times from each token to the next.
     pub(super) itls: Vec<f64>,
     /// Empty if the request succeeded.
@@ -16,6 +18,11 @@ pub(super) struct RunRequest {
 }
 
 impl RunRequest {
+    /// To the first token, or to a failure before it.
+    pub(super) fn waiting(&self) -> f64 {
+        if self.error.is_empty() || self.ttft > 0.0 { self.ttft } else { self.latency }
+    }
+
     /// From the first token to the last one that came.
     pub(super) fn decoding(&self) -> f64 {
         self.itls.iter().sum()
@@ -40,6 +47,7 @@ impl<'a> Run<'a> {
             requests.push(RunRequest {
                 start: start.as_f64().ok_or(PlotError::Missing { field: "start_times" })?,
                 ttft: ttfts.get(n).and_then(Value::as_f64).ok_or(PlotError::Missing { field: "ttfts" })?,
+                latency: json["latencies"][n].as_f64().unwrap_or_default(),
                 itls: gaps.iter().filter_map(Value::as_f64).collect(),
                 error: errors.get(n).and_then(Value::as_str).unwrap_or_default().to_owned(),
             });

@@ -13,7 +13,7 @@ use super::runs::{Run, RunRequest};
 const MARKED: [f64; 3] = [0.5, 0.9, 0.99];
 /// Largest number of values of which each one is a point of the curve.
 const POINTS_MAX: usize = 400;
-/// Names of servers that are compared.
+/// Letters of the compared servers.
 const LETTERS: [&str; COLORS.len()] = ["A", "B", "C", "D"];
 /// Largest number of requests whose bars have hints. Hints are most of the size of the file.
 const HINTS_MAX: usize = 1000;
@@ -115,7 +115,7 @@ fn distribution(
     let y = Axis::with_ticks((0.0, 100.0), ticks, place.y_pixels());
     let mut panel = Panel::new(canvas, place, names, (x, y));
     if series.iter().all(Vec::is_empty) {
-        panel.say("no request succeeded");
+        panel.say("no values");
     }
     for (n, sorted) in series.iter().enumerate() {
         let color = COLORS[n];
@@ -140,6 +140,9 @@ fn distribution(
 
 /// The points of a cumulative curve of sorted values. The quantiles of `common::statistics` lie on it.
 fn curve(sorted: &[f64]) -> Vec<(f64, f64)> {
+    if let [only] = sorted {
+        return vec![(*only, 0.0), (*only, 100.0)];
+    }
     let last = sorted.len().saturating_sub(1).max(1) as f64;
     let exact = |n: usize| (sorted[n], 100.0 * n as f64 / last);
     if sorted.len() <= POINTS_MAX {
@@ -160,7 +163,7 @@ fn timeline(canvas: &mut Canvas, place: Place, runs: &[Run<'_>]) {
         runs.iter().enumerate().flat_map(|(n, run)| run.requests.iter().map(move |one| (n, one))).collect();
     rows.sort_by(|a, b| a.1.start.total_cmp(&b.1.start));
     let began = rows.first().map_or(0.0, |(_, request)| request.start);
-    let end = |request: &RunRequest| request.start - began + request.ttft + request.decoding();
+    let end = |request: &RunRequest| request.start - began + request.waiting() + request.decoding();
     let x = Axis::from_zero(rows.iter().map(|(_, request)| end(request)), place.x_pixels());
     let (top, bottom) = place.y_pixels_down();
     let count = rows.len().max(1);
@@ -178,7 +181,7 @@ fn timeline(canvas: &mut Canvas, place: Place, runs: &[Run<'_>]) {
     let bar = if height >= 3.0 { height * 0.8 } else { height };
     for (row, (n, request)) in rows.iter().enumerate() {
         let start = request.start - began;
-        let first = start + request.ttft;
+        let first = start + request.waiting();
         let last = first + request.decoding();
         let (from, to, end) = (panel.x.at(start), panel.x.at(first), panel.x.at(last));
         let y = panel.y.at(row as f64) + (height - bar) / 2.0;

@@ -131,6 +131,8 @@ fn a_long_distribution_has_few_points_and_exact_percentiles() {
         curve.iter().map(|(_, share)| (quantile(ttfts.iter().copied(), share / 100.0), *share)).collect();
     close(curve, &all);
     assert_eq!(curve.last().map(|(_, share)| share.round()), Some(100.0));
+    let percentiles = [0.5, 0.9, 0.99].map(|share| (quantile(ttfts.iter().copied(), share), 100.0 * share));
+    close(&marks(panel, "circle", ("cx", "cy")), &percentiles);
 }
 
 #[test]
@@ -161,12 +163,59 @@ fn the_timeline_shows_when_each_request_waited_and_decoded() {
 }
 
 #[test]
+fn a_request_that_failed_before_its_first_token_waited_until_then() {
+    let mut failed = result(5, "http://a:1", 1.0);
+    failed["ttfts"][4] = json!(0.0);
+    failed["latencies"] = json!([0.1, 0.1, 0.1, 0.1, 2.5]);
+    let text = draw(&failed).unwrap();
+    let document = Document::parse(&text).unwrap();
+    let panel = panel(&document, "timeline");
+    let x = scale(panel, "x-axis");
+    let bars = panel.children().filter(|node| node.has_tag_name("rect") && numeric(*node, "x") < RIGHT);
+    let ends: Vec<f64> = bars.map(|node| x(numeric(node, "x") + numeric(node, "width"))).collect();
+    assert!((ends[8] - 3.5).abs() < 0.02, "the wait of the last request ends at {} s", ends[8]);
+}
+
+#[test]
+fn one_value_is_a_visible_step_and_none_is_said() {
+    let text = draw(&result(1, "http://a:1", 1.0)).unwrap();
+    let document = Document::parse(&text).unwrap();
+    close(&curves(panel(&document, "ttft"))[0], &[(50.0, 0.0), (50.0, 100.0)]);
+    // Answers of one token.
+    let mut short = result(3, "http://a:1", 1.0);
+    short["itls"] = json!([[], [], []]);
+    let text = draw(&short).unwrap();
+    let document = Document::parse(&text).unwrap();
+    let says = |class| panel(&document, class).children().any(|node| node.text() == Some("no values"));
+    assert_eq!((says("ttft"), says("itl")), (false, true));
+}
+
+#[test]
+fn sweeps_of_few_rates_and_hostile_names_are_drawn() {
+    let rate = json!({"arrived": 1.0, "good_percent": 100.0, "p50_ttft_ms": 5.0, "p90_ttft_ms": 5.0, "p99_itl_ms": null});
+    let name = "</text><script>alert(\"1\")</script>&\u{0}";
+    for (rates, dots) in [(json!([]), 0), (json!([rate]), 1)] {
+        let results = json!({
+            "kind": "sweep", "model_id": name, "server": name, "seconds": 20.0, "load": name, "label": name,
+            "ttft_limit_ms": 1000.0, "gap_limit_ms": 25.0, "good_percent": 90.0, "goodput": null, "rates": rates,
+        });
+        let text = draw(&results).unwrap();
+        let document = Document::parse(&text).unwrap();
+        assert!(document.descendants().all(|node| !node.has_tag_name("script")));
+        let found = panel(&document, "good").children().filter(|node| node.has_tag_name("circle")).count();
+        assert_eq!(found, dots);
+    }
+}
+
+#[test]
 fn a_comparison_shows_both_servers() {
     let servers = [result(10, "http://a:1", 1.1), result(10, "http://b:2", 1.3)];
     let text = draw(&json!({"kind": "compare", "servers": servers})).unwrap();
     let document = Document::parse(&text).unwrap();
     let panel = panel(&document, "ttft");
-    for (curve, factor) in curves(panel).iter().zip([1.1, 1.3]) {
+    let curves = curves(panel);
+    assert_eq!(curves.len(), 2);
+    for (curve, factor) in curves.iter().zip([1.1, 1.3]) {
         let last = curve.len() - 1;
         close(&[curve[0], curve[last]], &[(50.0, 0.0), (50.0 * f64::powi(factor, 8), 100.0)]);
     }
@@ -215,14 +264,15 @@ fn a_transfer_shows_each_cycle() {
 fn texts_are_inside_the_picture() {
     let mut long = result(300, &format!("http://{}:9000", "receiver-with-a-long-name.".repeat(9)), 1.01);
     long["model_id"] = json!("a-model-with-a-very-long-name-".repeat(9));
-    long["label"] = json!("a note ".repeat(40));
+    long["label"] = json!("长的注释 ".repeat(40));
     let text = draw(&json!({"kind": "compare", "servers": [long.clone(), long]})).unwrap();
     let document = Document::parse(&text).unwrap();
     let root = document.root_element();
     let (width, height) = (numeric(root, "width"), numeric(root, "height"));
     for node in document.descendants().filter(|node| node.has_tag_name("text")) {
         let (x, y) = (numeric(node, "x"), numeric(node, "y"));
-        let long = node.text().unwrap_or_default().chars().count() as f64 * numeric(node, "font-size") * 0.6;
+        let em = |c: char| if c.is_ascii() { 0.6 } else { 1.0 };
+        let long = node.text().unwrap_or_default().chars().map(em).sum::<f64>() * numeric(node, "font-size");
         let (left, right) = match (node.attribute("text-anchor"), node.attribute("transform")) {
             (_, Some(_)) => (x - 12.0, x + 12.0),
             (Some("middle"), _) => (x - long / 2.0, x + long / 2.0),
@@ -237,10 +287,13 @@ fn texts_are_inside_the_picture() {
 #[test]
 fn results_without_the_figures_of_requests_are_refused() {
     for (results, expect) in [
-        (json!({"completed": 5}), "the result has no \"start_times\"; make it with --save-detailed"),
+        (
+            json!({"completed": 5}),
+            "the result has no \"start_times\"; make it with --save-result and --save-detailed",
+        ),
         (json!({"kind": "compare", "servers": []}), "the result has no \"servers\""),
         (json!({"kind": "sweep"}), "the result has no \"rates\""),
-        (json!({"kind": "fleet"}), "results of the kind \"fleet\" are unknown"),
+        (json!({"kind": "fleet"}), "this version does not draw results of the kind \"fleet\""),
     ] {
         let error = draw(&results).unwrap_err().to_string();
         assert!(error.starts_with(expect), "{error}");
@@ -248,7 +301,7 @@ fn results_without_the_figures_of_requests_are_refused() {
     // A server that answers nothing is drawn too.
     let mut failed = result(3, "http://a:1", 1.0);
     failed["errors"] = json!(["x", "x", "x"]);
-    assert!(draw(&failed).unwrap().contains("no request succeeded"));
+    assert!(draw(&failed).unwrap().contains("no values"));
 }
 
 #[test]

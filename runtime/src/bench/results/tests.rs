@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::bench::testing::options;
 
@@ -55,7 +57,8 @@ P99 ITL (ms):                            30.00
 fn the_file_has_vllms_names() {
     let outputs = outputs();
     let options = options(&["--save-detailed", "--metadata", "gpu=none", "--percentile-metrics", "e2el"]);
-    let client = BenchClient::new(&options.load, "http://a:1".to_owned(), "m".to_owned(), None);
+    let client =
+        BenchClient::new(&options.load, "http://a:1".to_owned(), "m".to_owned(), None, Duration::MAX);
     let json = Results::new(&options, &outputs, 2.0).json("20261125-000000", &client);
     assert_eq!((&json["request_rate"], &json["burstiness"]), (&json!("inf"), &json!(1.0)));
     assert_eq!((&json["completed"], &json["failed"], &json["gpu"]), (&json!(3), &json!(1), &json!("none")));
@@ -65,4 +68,16 @@ fn the_file_has_vllms_names() {
     let median = json["median_e2el_ms"].as_f64().unwrap();
     assert!((median - 200.0).abs() < 1e-6, "{median}");
     assert_eq!(json["errors"][2], "500");
+    assert_eq!(json["queue_times"][0], 0.0);
+}
+
+#[test]
+fn metadata_does_not_replace_figures() {
+    for name in ["kind", "completed", "ttfts", "p99_itl_ms"] {
+        let options = options(&["--save-detailed", "--metadata", &format!("{name}=x")]);
+        let client =
+            BenchClient::new(&options.load, "http://a:1".to_owned(), "m".to_owned(), None, Duration::MAX);
+        let error = Results::check_metadata(&options, &client).unwrap_err().to_string();
+        assert!(error.contains(&format!("--metadata has the name {name:?}")), "{error}");
+    }
 }
