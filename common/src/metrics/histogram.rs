@@ -33,7 +33,7 @@ impl Histogram {
         Self { bounds, counts, sum: AtomicU64::default(), per_unit }
     }
 
-    /// Adds a value: a binary search and two atomic additions. Values may come from peers, so the sum takes at most [`UNITS_MAX`] of each.
+    /// Adds a value: a binary search and two atomic additions. Values may come from peers, so the sum takes at most `UNITS_MAX` of each.
     pub fn add(&self, value: f64) {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
