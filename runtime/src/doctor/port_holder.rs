@@ -1,7 +1,7 @@
 //! Finds the process that listens on a port.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// State of a socket that listens, in `/proc/net/tcp`.
 const LISTENS: &str = "0A";
@@ -13,7 +13,11 @@ pub(super) fn holder(port: u16) -> Option<String> {
         ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
     let sockets: Vec<String> = tables.iter().flat_map(|table| listening(table, port)).collect();
     let processes = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
-    let mut holders = processes.filter(|process| holds(process, &sockets));
+    // `/proc/self` and `/proc/thread-self` are this process too.
+    let numbered = |process: &PathBuf| {
+        process.file_name().is_some_and(|name| name.to_string_lossy().parse::<u32>().is_ok())
+    };
+    let mut holders = processes.filter(numbered).filter(|process| holds(process, &sockets));
     let process = holders.next()?;
     let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
     Some(format!("process {} ({})", process.file_name()?.to_string_lossy(), name.trim()))
