@@ -195,15 +195,19 @@ impl RepoCache {
         }
     }
 
-    /// Removes the files of locks. They are empty, so a failure costs nothing.
-    pub(super) fn remove_locks(&self) {
-        let _ = fs::remove_dir_all(&self.locks);
-    }
-
-    /// Whether another process holds the lock of a file of the model.
-    pub(super) fn is_locked(&self) -> bool {
-        let Ok(entries) = fs::read_dir(&self.locks) else { return false };
-        entries.flatten().any(|entry| matches!(try_lock(&entry.path()), Ok(None)))
+    /// The locks of all files of the model, for as long as the result lives; `None` if another process may have one. The files of locks are never
+    /// removed, because a process that waits for a removed one would exclude nobody.
+    pub(super) fn hold(&self) -> Option<Vec<File>> {
+        let mut held = Vec::new();
+        for entry in fs::read_dir(&self.locks).into_iter().flatten().flatten() {
+            match try_lock(&entry.path()) {
+                Ok(lock) => held.push(lock?),
+                // No process can hold a lock here.
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                Err(_) => return None,
+            }
+        }
+        Some(held)
     }
 }
 

@@ -162,6 +162,12 @@ impl<'a> Fetch<'a> {
             selection.weights = shards(&index, &names).map_err(unsuitable)?;
         }
         self.fetch(client, commit, tree, &selection.weights).await?;
+        let mut files = selection.texts.iter().chain(&selection.weights);
+        if files.any(|file| !self.cache.has(commit, file, tree.bytes(file))) {
+            return Err(unsuitable(
+                "was removed from the cache while it was downloaded; start again".to_owned(),
+            ));
+        }
         // The revision leads to the commit once all files are there. Until then it leads to the last one, which may be whole.
         self.note(self.cache.set_commit(self.name.revision(), commit));
         Ok(self.path(commit, &selection))

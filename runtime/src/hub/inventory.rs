@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -168,9 +169,8 @@ pub fn remove(name: &HubName, cache: &Path) -> Result<u64, HubError> {
     if !repo.folder.is_dir() {
         return Err(absent());
     }
-    if repo.is_locked() {
-        return Err(HubError::InUse { repo: name.repo.clone() });
-    }
+    // Held until the files are removed.
+    let _locks = repo.hold().ok_or_else(|| HubError::InUse { repo: name.repo.clone() })?;
     let snapshots = entries(&repo.folder.join("snapshots"));
     let Some(revision) = &name.revision else { return remove_all(&repo) };
     // The table shows the beginnings of commits.
@@ -189,13 +189,15 @@ fn remove_all(repo: &RepoCache) -> Result<u64, HubError> {
     let blobs = repo.folder.join("blobs");
     let freed = entries(&blobs).iter().map(|blob| own_bytes(&blobs.join(blob))).sum();
     fs::remove_dir_all(&repo.folder).map_err(HubError::cache("remove", &repo.folder))?;
-    repo.remove_locks();
     Ok(freed)
 }
 
 /// Removes a commit and the blobs that only it uses: first what leads to them.
 fn remove_commit(repo: &RepoCache, commit: &str) -> Result<u64, HubError> {
-    let gone = |path: &Path| fs::remove_file(path).map_err(HubError::cache("remove", path));
+    let gone = |path: &Path| match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(HubError::cache("remove", path)(error)),
+        _ => Ok(()),
+    };
     let refs = repo.folder.join("refs");
     for name in files_below(&refs) {
         if repo.commit_of(&name).as_deref() == Some(commit) {

@@ -130,16 +130,18 @@ fn one_process_has_a_lock() {
     assert!(try_lock(&path).unwrap().is_some());
     drop(held);
     let repo = place.repo();
-    assert!(!repo.is_locked());
+    assert!(repo.hold().is_some());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let lock = runtime.block_on(repo.lock("aa", "config.json")).unwrap();
-    assert!(repo.is_locked());
+    assert!(repo.hold().is_none());
     assert_eq!(repo.incomplete("aa", &lock), repo.blob("aa.incomplete"));
     let unlocked = || repo.incomplete("aa", &BlobLock { file: None }).display().to_string();
     assert_ne!(unlocked(), unlocked());
     assert!(unlocked().ends_with(".incomplete") && unlocked().contains("/blobs/aa."), "{}", unlocked());
     drop(lock);
-    assert!(!repo.is_locked());
-    repo.remove_locks();
-    assert!(!place.0.join(".locks/models--org--name").exists());
+    let removing = repo.hold().unwrap();
+    let file = place.0.join(".locks/models--org--name/aa.lock");
+    assert!(try_lock(&file).unwrap().is_none(), "no download begins during a removal");
+    drop(removing);
+    assert!(try_lock(&file).unwrap().is_some());
 }
