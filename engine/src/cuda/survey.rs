@@ -5,7 +5,7 @@ use cudarc::driver::{result, sys};
 use super::device::{CudaDevice, Named, Result};
 use crate::survey::{GpuFacts, GpuPair, GpuSurvey};
 
-/// Asks the driver. With `opens`, opens each GPU for a moment, to learn its free memory.
+/// Asks the driver. With `opens`, opens the first GPU for a moment, to learn its free memory. Other processes may use the others.
 pub(crate) fn survey(opens: bool) -> Result<GpuSurvey> {
     let count = CudaDevice::count()?;
     let mut version = 0;
@@ -14,7 +14,7 @@ pub(crate) fn survey(opens: bool) -> Result<GpuSurvey> {
     let mut open_error = None;
     let mut gpus = Vec::new();
     for ordinal in 0..count {
-        if !opens {
+        if !opens || ordinal > 0 {
             gpus.push(gpu(ordinal, None)?);
             continue;
         }
