@@ -1,16 +1,20 @@
 //! The command line and the exit code.
 
+mod completions;
+mod man;
 mod model_commands;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
 use crate::{doctor, hub, panics, roles, telemetry};
 
+pub use completions::CompletionsOptions;
+pub use man::ManOptions;
 pub use model_commands::{ModelsCommand, ModelsOptions, PullOptions};
 
 const AFTER_HELP: &str = "\
@@ -151,6 +155,10 @@ pub enum CliCommand {
     Pull(PullOptions),
     /// Lists the models in the cache, or removes one
     Models(ModelsOptions),
+    /// Prints the completions of this command line for a shell
+    Completions(CompletionsOptions),
+    /// Prints the manual page, or writes one page for each command
+    Man(ManOptions),
 }
 
 /// The options of `runtime doctor`.
@@ -259,6 +267,10 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
             return exit_code(pull.run().map_err(Into::into));
         }
         Some(CliCommand::Models(models)) => return exit_code(models.run().map_err(Into::into)),
+        Some(CliCommand::Completions(options)) => {
+            return exit_code(options.run(Cli::command()).map_err(Into::into));
+        }
+        Some(CliCommand::Man(options)) => return exit_code(options.run(Cli::command())),
         Some(CliCommand::Doctor(options)) => &options.start,
         None => &cli.start,
     };
@@ -296,7 +308,6 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use clap::error::ErrorKind;
 
     use super::*;
