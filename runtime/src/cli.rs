@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
-use crate::{doctor, hub, panics, roles, telemetry};
+use crate::{doctor, hub, panics, roles, service_manager, telemetry};
 
 pub use completions::CompletionsOptions;
 pub use man::ManOptions;
@@ -291,6 +291,7 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     let log = cli.start.log;
     telemetry::start(if cli.start.disable_log_requests { log.without_requests() } else { log });
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
+    service_manager::report_start("looking for the model");
     let served = hub::localize(config).map_err(anyhow::Error::new);
     exit_code(served.and_then(|config| roles::run(config.role, config, open)))
 }

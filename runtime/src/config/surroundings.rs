@@ -78,6 +78,11 @@ impl Surroundings {
         std::env::var("CUDA_VISIBLE_DEVICES").ok()
     }
 
+    /// Whether a service manager such as systemd wants reports: it sets `NOTIFY_SOCKET`.
+    pub fn has_service_manager() -> bool {
+        std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
+    }
+
     /// `value`, unless the operator set the UCX variable `name`.
     pub fn ucx_default(&self, name: &str, value: &str) -> Option<String> {
         (!self.ucx_variables.contains_key(name)).then(|| value.to_owned())
