@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::bench::BenchCommand;
-use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
+use crate::config::{Config, ConfigErrors, DeviceSetting, Flag, Problem, Role, Surroundings};
 use crate::{doctor, hub, panics, roles, service_manager, telemetry};
 
 pub use completions::CompletionsOptions;
@@ -282,6 +282,7 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
         }
     };
     if let Some(CliCommand::Doctor(options)) = &cli.command {
+        find_cuda(&config);
         return doctor::run(config, options.json);
     }
     if cli.print_config {
@@ -291,9 +292,17 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     let log = cli.start.log;
     telemetry::start(if cli.start.disable_log_requests { log.without_requests() } else { log });
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
+    find_cuda(&config);
     service_manager::report_start("looking for the model");
     let served = hub::localize(config).map_err(anyhow::Error::new);
     exit_code(served.and_then(|config| roles::run(config.role, config, open)))
+}
+
+/// Has the engine find CUDA's libraries beside the program.
+fn find_cuda(config: &Config) {
+    if config.engine.device == DeviceSetting::Cuda {
+        engine::load_cublas(&config.cuda_search());
+    }
 }
 
 /// The exit code of a command. Prints its error.
