@@ -3,6 +3,8 @@
 //! The libraries of UCX find each other through their rpath in their own folder, and their modules in the folder `ucx/` there. The archive
 //! keeps that layout. The runtime finds `lib/ucx/libucp.so.0` relative to its own path.
 
+mod generated;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
@@ -52,8 +54,9 @@ pub(crate) fn run() -> Result<()> {
     let [ucx, cuda] = fetch::run([fetch::UCX, fetch::CUDA])?;
     let programs = binary::build([binary::RUNTIME, binary::GPU_ENGINE], &["cuda"])?;
     let dist = place::target().join("dist");
-    let folder = dist.join(NAME);
-    stage(&contents(&place::root(), &ucx, &cuda, &programs)?, &folder)?;
+    let (folder, extras) = (dist.join(NAME), dist.join("generated"));
+    generated::write(&programs[0], &[&ucx, &cuda], &extras)?;
+    stage(&contents(&place::root(), &ucx, &cuda, &extras, &programs)?, &folder)?;
 
     let archive = dist.join(format!("{NAME}-x86_64-linux.tar.gz"));
     let part = dist.join("part");
@@ -76,23 +79,14 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Lists the entries of the archive. `ucx` and `cuda` are the fetched folders. Reads folders and writes nothing.
-fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Result<Contents> {
+/// Lists the entries of the archive. `ucx` and `cuda` are the fetched folders, and `extras` has the [`generated`] files. Reads folders and writes nothing.
+fn contents(root: &Path, ucx: &Path, cuda: &Path, extras: &Path, programs: &[PathBuf]) -> Result<Contents> {
     let mut contents = Contents::new();
     for program in programs {
         let name = program.file_name().with_context(|| format!("{} has no name", program.display()))?;
         contents.insert(Path::new("bin").join(name), ArchiveEntry::Program(program.clone()));
     }
-    let libraries = ucx.join("libucx/lib");
-    for library in LIBRARIES {
-        let file = format!("{library}.so.0");
-        contents.insert(Path::new("lib/ucx").join(&file), ArchiveEntry::File(libraries.join(file)));
-    }
-    for module in MODULES {
-        let (folder, file) = (Path::new("lib/ucx/ucx"), format!("{module}.so.0"));
-        contents.insert(folder.join(&file), ArchiveEntry::File(libraries.join("ucx").join(&file)));
-        contents.insert(folder.join(format!("{module}.so")), ArchiveEntry::Link(file));
-    }
+    contents.extend(ucx_contents(ucx, &MODULES));
     contents.insert(UCX_CUDA_RUNTIME.into(), ArchiveEntry::File(ucx.join(UCX_CUDA_RUNTIME)));
     for folder in ["configs", "docs", "examples"] {
         contents.extend(all_of(&root.join(folder), folder)?);
@@ -104,6 +98,13 @@ fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Resul
             contents.insert(name.into(), ArchiveEntry::File(path));
         }
     }
+    for (name, path) in entries(extras)? {
+        if path.is_dir() {
+            contents.extend(all_of(&path, &name)?);
+        } else {
+            contents.insert(name.into(), ArchiveEntry::File(path));
+        }
+    }
     // The archive contains parts of the wheels, as files or linked into its programs.
     for (name, path) in [entries(ucx)?, entries(cuda)?].concat() {
         if let Some(wheel) = name.strip_suffix(".dist-info") {
@@ -111,6 +112,22 @@ fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Resul
         }
     }
     Ok(contents)
+}
+
+/// The libraries of UCX and these modules, at the paths below the program's folder at which it finds them. `ucx` is the fetched folder.
+fn ucx_contents(ucx: &Path, modules: &[&str]) -> Contents {
+    let mut contents = Contents::new();
+    let libraries = ucx.join("libucx/lib");
+    for library in LIBRARIES {
+        let file = format!("{library}.so.0");
+        contents.insert(Path::new("lib/ucx").join(&file), ArchiveEntry::File(libraries.join(file)));
+    }
+    for module in modules {
+        let (folder, file) = (Path::new("lib/ucx/ucx"), format!("{module}.so.0"));
+        contents.insert(folder.join(&file), ArchiveEntry::File(libraries.join("ucx").join(&file)));
+        contents.insert(folder.join(format!("{module}.so")), ArchiveEntry::Link(file));
+    }
+    contents
 }
 
 /// Names and paths of the entries of a folder.
