@@ -3,7 +3,7 @@
 //! The libraries of UCX find each other through their rpath in their own folder, and their modules in the folder `ucx/` there. The archive
 //! keeps that layout. The runtime finds `lib/ucx/libucp.so.0` relative to its own path.
 
-mod generated;
+pub(crate) mod generated;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -131,7 +131,7 @@ fn ucx_contents(ucx: &Path, modules: &[&str]) -> Contents {
 }
 
 /// Names and paths of the entries of a folder.
-fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+pub(crate) fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let cannot = || format!("cannot read {}", folder.display());
     let named = |entry: fs::DirEntry| (entry.file_name().to_string_lossy().into_owned(), entry.path());
     let entries = fs::read_dir(folder).with_context(cannot)?;
@@ -215,7 +215,7 @@ fn require_small(size_bytes: u64, staged: &Path) -> Result<()> {
     Ok(())
 }
 
-fn in_mib(bytes: u64) -> String {
+pub(crate) fn in_mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / MIB as f64)
 }
 

@@ -28,7 +28,7 @@ pub(crate) use cuda::PART as CUDA;
 pub(crate) use model::PART as MODEL;
 pub(crate) use npm::{GRAFANA_SCHEMA, OPENAI as NPM_OPENAI, SCHEMAS, TYPESCRIPT};
 pub(crate) use promtool::PART as PROMTOOL;
-pub(crate) use python::{HUB, OPENAI, SUITES, ZMQ};
+pub(crate) use python::{HUB, MATURIN, OPENAI, SUITES, ZMQ};
 pub(crate) use qwen::PART as QWEN;
 pub(crate) use ucx::PART as UCX;
 

@@ -13,6 +13,7 @@ mod reference;
 mod simulate;
 mod suite;
 mod upgrade;
+mod wheel;
 
 use std::process::ExitCode;
 
@@ -56,6 +57,10 @@ enum Task {
     /// of shells, licences, an SBOM and the GPU suite.
     /// It needs the NVIDIA driver and CUDA 13's libraries.
     Dist,
+    /// Pack a wheel for pip into target/wheel, with the program and its CUDA backend
+    ///
+    /// It requires PyPI's UCX, and cublasLt with the extra `cuda`. Its platform tag follows from the C library of this machine.
+    Wheel,
     /// Write target/dist/THIRD-PARTY-LICENCES and an SBOM in CycloneDX's format (target/dist/sbom.cdx.json) for the crates and wheels in the
     /// program
     Licences,
@@ -106,6 +111,7 @@ fn run(task: Option<Task>) -> Result<()> {
         Some(Task::Cuda) => cuda::run(),
         Some(Task::Demo(options)) => demo::run(&options),
         Some(Task::Dist) => dist::run(),
+        Some(Task::Wheel) => wheel::run(),
         Some(Task::Licences) => licences::run(),
         Some(Task::GpuSuite) => gpu_suite::run(),
         Some(Task::Test) => suite::run(),
