@@ -18,7 +18,7 @@ use crate::{binary, fetch, place};
 
 /// Maximum size of the archive, so that it is easy to copy to a GPU machine.
 const LIMIT_BYTES: u64 = 60 * MIB;
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// The archive's only folder.
 const NAME: &str = concat!("baton-", env!("CARGO_PKG_VERSION"));
@@ -27,14 +27,14 @@ const NAME: &str = concat!("baton-", env!("CARGO_PKG_VERSION"));
 const LIBRARIES: [&str; 5] = ["libucp", "libuct", "libucs", "libucm", "libucs_signal"];
 
 /// The modules of UCX without those of its perftest.
-const MODULES: [&str; 3] = ["libuct_cuda", "libuct_cma", "libucm_cuda"];
+pub(crate) const MODULES: [&str; 3] = ["libuct_cuda", "libuct_cma", "libucm_cuda"];
 
 /// The CUDA runtime that `libucm_cuda` loads. `libucm_cuda` looks for it at exactly this path, three folders above its own folder.
-const UCX_CUDA_RUNTIME: &str = "libucx_cu12.libs/libcudart-256e6409.so.12.9.79";
+pub(crate) const UCX_CUDA_RUNTIME: &str = "libucx_cu12.libs/libcudart-256e6409.so.12.9.79";
 
 /// The content of the archive at one path.
 #[derive(Debug, PartialEq, Eq)]
-enum ArchiveEntry {
+pub(crate) enum ArchiveEntry {
     /// A copy of a program without its symbols.
     Program(PathBuf),
     /// A copy of a file.
@@ -44,7 +44,7 @@ enum ArchiveEntry {
 }
 
 /// The entries of the archive by their paths in its folder.
-type Contents = BTreeMap<PathBuf, ArchiveEntry>;
+pub(crate) type Contents = BTreeMap<PathBuf, ArchiveEntry>;
 
 /// Fetches, builds, copies everything to `target/dist/baton-<version>/`, and packs that folder.
 ///
@@ -115,7 +115,7 @@ fn contents(root: &Path, ucx: &Path, cuda: &Path, extras: &Path, programs: &[Pat
 }
 
 /// The libraries of UCX and these modules, at the paths below the program's folder at which it finds them. `ucx` is the fetched folder.
-fn ucx_contents(ucx: &Path, modules: &[&str]) -> Contents {
+pub(crate) fn ucx_contents(ucx: &Path, modules: &[&str]) -> Contents {
     let mut contents = Contents::new();
     let libraries = ucx.join("libucx/lib");
     for library in LIBRARIES {
@@ -139,7 +139,7 @@ pub(crate) fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// All files below a folder.
-fn all_of(folder: &Path, to: &str) -> Result<Contents> {
+pub(crate) fn all_of(folder: &Path, to: &str) -> Result<Contents> {
     let mut contents = Contents::new();
     for (name, path) in entries(folder)? {
         let to = format!("{to}/{name}");
@@ -153,7 +153,7 @@ fn all_of(folder: &Path, to: &str) -> Result<Contents> {
 }
 
 /// Replaces the folder with one that has these entries.
-fn stage(contents: &Contents, folder: &Path) -> Result<()> {
+pub(crate) fn stage(contents: &Contents, folder: &Path) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }

@@ -5,6 +5,7 @@
 //! inside the cache and moved into place by a rename. A lock file lets one clone fetch at a time.
 
 mod checksum;
+mod cublas;
 mod cuda;
 mod model;
 mod npm;
@@ -24,6 +25,7 @@ use anyhow::{Context, Result};
 
 use crate::place;
 
+pub(crate) use cublas::{CUBLAS_LT, PART as CUBLAS};
 pub(crate) use cuda::PART as CUDA;
 pub(crate) use model::PART as MODEL;
 pub(crate) use npm::{GRAFANA_SCHEMA, OPENAI as NPM_OPENAI, SCHEMAS, TYPESCRIPT};

@@ -7,6 +7,7 @@ mod demo;
 mod dist;
 mod fetch;
 mod gpu_suite;
+mod image;
 mod licences;
 mod place;
 mod reference;
@@ -61,6 +62,14 @@ enum Task {
     ///
     /// It requires PyPI's UCX, and cublasLt with the extra `cuda`. Its platform tag follows from the C library of this machine.
     Wheel,
+    /// Pack a container image as target/image/baton-VERSION-cpu.oci.tar
+    ///
+    /// Needs buildah, and apt and dpkg of the Debian release whose C library the image gets: that of this machine.
+    Image {
+        /// With the CUDA backend and cublasLt (800 MB): baton-VERSION-cuda.oci.tar
+        #[arg(long)]
+        cuda: bool,
+    },
     /// Write target/dist/THIRD-PARTY-LICENCES and an SBOM in CycloneDX's format (target/dist/sbom.cdx.json) for the crates and wheels in the
     /// program
     Licences,
@@ -112,6 +121,7 @@ fn run(task: Option<Task>) -> Result<()> {
         Some(Task::Demo(options)) => demo::run(&options),
         Some(Task::Dist) => dist::run(),
         Some(Task::Wheel) => wheel::run(),
+        Some(Task::Image { cuda }) => image::run(cuda),
         Some(Task::Licences) => licences::run(),
         Some(Task::GpuSuite) => gpu_suite::run(),
         Some(Task::Test) => suite::run(),

@@ -14,7 +14,7 @@ use crate::place;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The wheels whose files or code a package contains, as pip names their folders.
-const WHEELS: [&str; 3] = ["libucx_cu12", "nvidia_cuda_runtime", "flashinfer_python"];
+const WHEELS: [&str; 4] = ["libucx_cu12", "nvidia_cuda_runtime", "flashinfer_python", "nvidia_cublas"];
 
 /// Something that the program contains.
 #[derive(Clone, Debug, Default)]
