@@ -141,7 +141,7 @@ fn a_drain_by_http_is_no_end() -> Result<()> {
 #[test]
 fn the_times_of_the_unit_fit_the_defaults() -> Result<()> {
     let unit = unit()?;
-    for role in [Role::Receiver, Role::Sender, Role::Node, Role::Proxy, Role::Local] {
+    for role in [Role::Receiver, Role::Sender, Role::Node, Role::Local] {
         let config = Config::load(role, None, &[], Surroundings::from_variables([], 2))
             .expect("the defaults are valid");
         let end = config.shutdown.delay + config.shutdown.drain + Duration::from_secs(15);
