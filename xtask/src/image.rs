@@ -158,7 +158,15 @@ fn pack(kind: ImageKind, root: &Path, archive: &Path) -> Result<()> {
         let name =
             format!("oci-archive:{}:baton:{}-{}", archive.display(), env!("CARGO_PKG_VERSION"), kind.name);
         // The same files give the same image.
-        buildah(&["commit", "--quiet", "--format=oci", "--disable-compression=false", "--timestamp=0", &container, &name])
+        buildah(&[
+            "commit",
+            "--quiet",
+            "--format=oci",
+            "--disable-compression=false",
+            "--timestamp=0",
+            &container,
+            &name,
+        ])
     })();
     let removed = buildah(&["rm", &container]);
     packed.and(removed).map(drop)

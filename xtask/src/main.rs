@@ -66,7 +66,7 @@ enum Task {
     ///
     /// Needs buildah, and apt and dpkg of the Debian release whose C library the image gets: that of this machine.
     Image {
-        /// With the CUDA backend and cublasLt (800 MB): baton-VERSION-cuda.oci.tar
+        /// Also with cublasLt, for GPUs (409 MB; downloads 423 MB): baton-VERSION-cuda.oci.tar
         #[arg(long)]
         cuda: bool,
     },
