@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -23,18 +23,20 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Reports what a process does before it serves, such as "loading the model". Does nothing without a service manager.
 pub fn report_start(status: &str) {
     if Surroundings::has_service_manager() {
-        send(&[ServiceReport::Status(status.to_owned())]);
+        warn_of(&send(&[ServiceReport::Status(status.to_owned())]));
     }
 }
 
-/// The reports of a process that serves. Dropping it ends them.
+/// The reports of a process that serves. Dropping it sends those that are due and ends them.
 pub struct ServiceManager {
     thread: Option<ReportThread>,
 }
 
 struct ReportThread {
     ends: Arc<AtomicBool>,
-    wake: SyncSender<()>,
+    /// Wakes the thread, and ends it when dropped.
+    wake: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl ServiceManager {
@@ -54,13 +56,13 @@ impl ServiceManager {
             let view = || ServiceView { is_ending: is_ending.load(Ordering::SeqCst), ..view() };
             report_regularly(view, period, &woken);
         };
-        thread::Builder::new().name("baton-service".into()).spawn(reporting)?;
-        Ok(Self { thread: Some(ReportThread { ends, wake }) })
+        let thread = thread::Builder::new().name("baton-service".into()).spawn(reporting)?;
+        Ok(Self { thread: Some(ReportThread { ends, wake: Some(wake), thread: Some(thread) }) })
     }
 
     /// Reports at once that the process is going to end.
     pub fn end(&self) {
-        if let Some(ReportThread { ends, wake }) = &self.thread {
+        if let Some(ReportThread { ends, wake: Some(wake), .. }) = &self.thread {
             ends.store(true, Ordering::SeqCst);
             // A full channel wakes the thread too.
             let _ = wake.try_send(());
@@ -68,25 +70,43 @@ impl ServiceManager {
     }
 }
 
+impl Drop for ReportThread {
+    fn drop(&mut self) {
+        self.wake = None;
+        if let Some(thread) = self.thread.take() {
+            // If the thread panicked, the panic hook has already reported it.
+            let _ = thread.join();
+        }
+    }
+}
+
 /// Sends the reports of the process that `view` shows. Looks at it after each `period`, and when woken.
 fn report_regularly(view: impl Fn() -> ServiceView, period: Duration, woken: &Receiver<()>) {
-    let mut reports = ServiceReports::default();
+    let (mut reports, mut is_reached) = (ServiceReports::default(), true);
     loop {
-        send(&reports.next(view()));
+        let sent = send(&reports.next(view()));
+        if is_reached {
+            warn_of(&sent);
+        }
+        is_reached = sent.is_ok();
         if woken.recv_timeout(period) == Err(RecvTimeoutError::Disconnected) {
             return;
         }
     }
 }
 
-fn send(reports: &[ServiceReport]) {
+fn warn_of(sent: &io::Result<()>) {
+    if let Err(error) = sent {
+        tracing::warn!(%error, "the service manager cannot be told the state of this process");
+    }
+}
+
+fn send(reports: &[ServiceReport]) -> io::Result<()> {
     if reports.is_empty() {
-        return;
+        return Ok(());
     }
     let states: Vec<NotifyState<'_>> = reports.iter().map(notify_state).collect();
-    if let Err(error) = sd_notify::notify(&states) {
-        tracing::warn!(%error, "the service manager could not be told the state of this process");
-    }
+    sd_notify::notify(&states)
 }
 
 fn notify_state(report: &ServiceReport) -> NotifyState<'_> {
