@@ -4,12 +4,13 @@
 //! - **Mailbox**: none; it reads atomics.
 //! - **In**: [`Vitals`] of every actor, the engine's [`EnginePulse`], and the transport's progress counter. The time limit of an engine step
 //!   follows from measured steps ([`step_times`](crate::devices::engine_thread::step_times)).
-//! - **Out**: [`NodeHealth`], which `/health` and the peer link read; one log line for each change; and the [`KillSwitch`] when the engine is
+//! - **Out**: [`NodeHealth`], which `/health`, the peer link and the reports to systemd read; one log line for each change; and the [`KillSwitch`] when the engine is
 //!   lost.
 //! - **Failure**: it keeps no state and calls nothing that can fail. A stalled actor that recovers makes the node healthy again.
 
 pub mod state;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -31,6 +32,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default)]
 pub struct NodeHealth {
     fault: Arc<Mutex<Option<String>>>,
+    checks_passed: Arc<AtomicU64>,
 }
 
 impl NodeHealth {
@@ -39,7 +41,15 @@ impl NodeHealth {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Number of checks that found no fault. It stands still while the node has a fault, and when the watchdog itself has stopped.
+    pub fn checks_passed(&self) -> u64 {
+        self.checks_passed.load(Ordering::Relaxed)
+    }
+
     fn set(&self, fault: Option<&str>) {
+        if fault.is_none() {
+            self.checks_passed.fetch_add(1, Ordering::Relaxed);
+        }
         let mut current = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         if current.as_deref() != fault {
             match fault {
@@ -124,6 +134,16 @@ mod tests {
     use crate::devices::engine_thread::step_times::StepTimes;
 
     use super::*;
+
+    #[test]
+    fn only_checks_without_a_fault_are_counted() {
+        let health = NodeHealth::default();
+        let counts = [None, Some("engine has made no progress for 9 s"), None].map(|fault| {
+            health.set(fault);
+            health.checks_passed()
+        });
+        assert_eq!(counts, [1, 1, 2]);
+    }
 
     #[test]
     fn an_engine_that_is_lost_at_the_end_is_a_fault() {

@@ -15,6 +15,7 @@
 //! The CUDA libraries are loaded at run time. A binary with this backend starts on a machine without a driver.
 
 mod attention;
+mod cublas;
 mod device;
 mod fits;
 mod forward;
@@ -47,6 +48,7 @@ use lists::Lists;
 use masks::{Masks, UploadedMasks};
 use pool::DevicePool;
 
+pub(crate) use cublas::load as load_cublas;
 pub(crate) use fits::check_spec;
 pub(crate) use survey::survey;
 

@@ -56,6 +56,8 @@ mod survey;
 #[cfg(test)]
 mod testing;
 
+use std::path::PathBuf;
+
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
 pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
@@ -91,6 +93,16 @@ pub fn open_watched(config: &EngineConfig, progress: Progress<'_>) -> Result<Box
         #[cfg(not(feature = "cuda"))]
         ComputeDevice::Cuda { .. } => Err(OpenError::NoCuda),
     }
+}
+
+/// Loads cublasLt from the first of these folders that has it, unless the dynamic loader finds one. Does nothing in a build without CUDA.
+///
+/// Call it before an engine opens a GPU.
+pub fn load_cublas(folders: &[PathBuf]) {
+    #[cfg(feature = "cuda")]
+    cuda::load_cublas(folders);
+    #[cfg(not(feature = "cuda"))]
+    let _ = folders;
 }
 
 /// A callback that receives the weights loaded so far and the weights in total, both as a count of numbers.

@@ -1,16 +1,20 @@
 //! The command line and the exit code.
 
+mod completions;
+mod man;
 mod model_commands;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::bench::BenchCommand;
-use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
-use crate::{doctor, hub, panics, roles, telemetry};
+use crate::config::{Config, ConfigErrors, DeviceSetting, Flag, Problem, Role, Surroundings};
+use crate::{doctor, hub, panics, roles, service_manager, telemetry};
 
+pub use completions::CompletionsOptions;
+pub use man::ManOptions;
 pub use model_commands::{ModelsCommand, ModelsOptions, PullOptions};
 
 const AFTER_HELP: &str = "\
@@ -151,6 +155,10 @@ pub enum CliCommand {
     Pull(PullOptions),
     /// Lists the models in the cache, or removes one
     Models(ModelsOptions),
+    /// Prints the completions of this command line for a shell
+    Completions(CompletionsOptions),
+    /// Prints the manual page, or writes one page for each command
+    Man(ManOptions),
 }
 
 /// The options of `runtime doctor`.
@@ -259,6 +267,10 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
             return exit_code(pull.run().map_err(Into::into));
         }
         Some(CliCommand::Models(models)) => return exit_code(models.run().map_err(Into::into)),
+        Some(CliCommand::Completions(options)) => {
+            return exit_code(options.run(Cli::command()).map_err(Into::into));
+        }
+        Some(CliCommand::Man(options)) => return exit_code(options.run(Cli::command())),
         Some(CliCommand::Doctor(options)) => &options.start,
         None => &cli.start,
     };
@@ -270,6 +282,7 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
         }
     };
     if let Some(CliCommand::Doctor(options)) = &cli.command {
+        find_cuda(&config);
         return doctor::run(config, options.json);
     }
     if cli.print_config {
@@ -279,8 +292,17 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     let log = cli.start.log;
     telemetry::start(if cli.start.disable_log_requests { log.without_requests() } else { log });
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
+    find_cuda(&config);
+    service_manager::report_start("looking for the model");
     let served = hub::localize(config).map_err(anyhow::Error::new);
     exit_code(served.and_then(|config| roles::run(config.role, config, open)))
+}
+
+/// Has the engine find CUDA's libraries beside the program.
+fn find_cuda(config: &Config) {
+    if config.engine.device == DeviceSetting::Cuda {
+        engine::load_cublas(&config.cuda_search());
+    }
 }
 
 /// The exit code of a command. Prints its error.
@@ -296,7 +318,6 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use clap::error::ErrorKind;
 
     use super::*;

@@ -250,7 +250,7 @@ sections! {
     }
     /// The transport of KV bytes.
     transport: TransportSection {
-        /// The UCX library (`libucp.so.0`) to load. The default is that of the archive, then the cache folder, then the dynamic loader.
+        /// The UCX library (`libucp.so.0`) to load. The default is that of the archive, then of PyPI's libucx beside the program, then the cache folder, then the dynamic loader.
         ucx_library: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
         /// Lowest measured speed in GB/s at which a sender uses a lane. The default is 0, and 5 between GPUs.
         min_gigabytes_per_second: Option<f32> = |value| optional(value, rate), |_, _| layers::NOTHING;
@@ -426,10 +426,19 @@ impl Config {
 
     /// Paths at which UCX is searched, in this order. `transport.ucx_library` comes before them, the loader's own search after them.
     pub fn ucx_search(&self) -> Vec<PathBuf> {
-        // The first path is inside the release archive. The second is inside PyPI's libucx-cu12 wheel.
-        let in_archive = self.surroundings.archive.as_ref().map(|folder| folder.join("lib/ucx/libucp.so.0"));
-        let fetched = self.surroundings.cache.join(common::cache_folder::UCX);
-        in_archive.into_iter().chain([fetched]).collect()
+        let Surroundings { archive, packages, cache, .. } = &self.surroundings;
+        let in_archive = archive.iter().map(|folder| folder.join("lib/ucx/libucp.so.0"));
+        // PyPI's libucx-cu12, which pip installs beside the program. The cache has the same wheel.
+        let in_packages = packages.iter().map(|folder| folder.join("libucx/lib/libucp.so.0"));
+        in_archive.chain(in_packages).chain([cache.join(common::cache_folder::UCX)]).collect()
+    }
+
+    /// Folders in which CUDA's libraries are searched after the loader's own search, in this order.
+    pub fn cuda_search(&self) -> Vec<PathBuf> {
+        let Surroundings { archive, packages, .. } = &self.surroundings;
+        let in_archive = archive.iter().map(|folder| folder.join("lib/cuda"));
+        // PyPI's nvidia-cublas.
+        in_archive.chain(packages.iter().map(|folder| folder.join("nvidia/cu13/lib"))).collect()
     }
 }
 

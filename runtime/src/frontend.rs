@@ -86,7 +86,7 @@ pub use admin::{DrainControl, LeftWork};
 pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Conversation};
 pub use field_table::parameters_page;
-pub use fleet::{FleetProxy, FleetSettings, poll, set_nodes};
+pub use fleet::{FleetOverview, FleetProxy, FleetSettings, poll, set_nodes};
 pub(crate) use fleet::{with_causes, write_none as write_proxy_metrics};
 pub use limits::Limits;
 pub use memory::InputMemory;

@@ -15,6 +15,7 @@
 //! - [`drain`]: the stages of the end of a process's work.
 //! - [`kv_events`]: publishes the changes of the prefix cache to routers.
 //! - [`config`]: the only module that reads the environment and configuration files.
+//! - [`service_manager`]: reports to systemd.
 //! - [`early_signals`]: ends a process that gets a signal before it serves.
 //! - [`telemetry`]: the log.
 //! - [`process_metrics`]: the metrics of the process as such.
@@ -37,4 +38,5 @@ pub mod open_files;
 pub mod panics;
 pub mod process_metrics;
 pub mod roles;
+pub mod service_manager;
 pub mod telemetry;

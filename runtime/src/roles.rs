@@ -32,6 +32,7 @@ use crate::grammar::ModelCompiler;
 use crate::kv_events::{EventSource, KvEventPorts};
 use crate::membership::MembershipMetrics;
 use crate::open_files;
+use crate::service_manager::{self, ServiceManager};
 use crate::telemetry;
 use announcing::Announcing;
 use ending::{
@@ -47,6 +48,7 @@ pub(crate) mod exposure;
 pub(crate) mod joining;
 pub(crate) mod plan;
 pub(crate) mod proxying;
+mod reporting;
 mod servers;
 
 /// The listening sockets of a process. They are opened before the model is loaded, so that a port in use is noticed at once.
@@ -96,6 +98,7 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     let ports = ListeningSockets::open(role, &config)?;
     let limits = limits(&config, open_files, ports.http_count());
     tracing::info!(%role, pid = std::process::id(), model = %config.model.display(), "starting");
+    service_manager::report_start("loading the model");
     let engine = open(&plan::engine(&config), telemetry::loading())?;
     let model = served_model(&config, engine.model())?;
     let (pool, layout) = (engine.kv().pages(), engine.kv().layout().clone());
@@ -202,9 +205,11 @@ async fn serve(
     let registered = joining::join(role, &config, &node, link, &shared)?;
     let left = registered.map(|registered| leave_when_asked(&shared, registered));
     tracing::info!(%role, "ready in {:.1} s", began.elapsed().as_secs_f64());
+    let service = ServiceManager::report(reporting::of_node(role, &node, &shared))?;
     drain_when_asked(&shared, &node);
     let mut signals = Signals::new()?;
     let end = ending(&node, &mut signals).await;
+    service.end();
     let limit = config.shutdown.drain;
     match &end {
         None => {

@@ -3,6 +3,8 @@
 //! The libraries of UCX find each other through their rpath in their own folder, and their modules in the folder `ucx/` there. The archive
 //! keeps that layout. The runtime finds `lib/ucx/libucp.so.0` relative to its own path.
 
+pub(crate) mod generated;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
@@ -16,7 +18,7 @@ use crate::{binary, fetch, place};
 
 /// Maximum size of the archive, so that it is easy to copy to a GPU machine.
 const LIMIT_BYTES: u64 = 60 * MIB;
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// The archive's only folder.
 const NAME: &str = concat!("baton-", env!("CARGO_PKG_VERSION"));
@@ -25,14 +27,14 @@ const NAME: &str = concat!("baton-", env!("CARGO_PKG_VERSION"));
 const LIBRARIES: [&str; 5] = ["libucp", "libuct", "libucs", "libucm", "libucs_signal"];
 
 /// The modules of UCX without those of its perftest.
-const MODULES: [&str; 3] = ["libuct_cuda", "libuct_cma", "libucm_cuda"];
+pub(crate) const MODULES: [&str; 3] = ["libuct_cuda", "libuct_cma", "libucm_cuda"];
 
 /// The CUDA runtime that `libucm_cuda` loads. `libucm_cuda` looks for it at exactly this path, three folders above its own folder.
-const UCX_CUDA_RUNTIME: &str = "libucx_cu12.libs/libcudart-256e6409.so.12.9.79";
+pub(crate) const UCX_CUDA_RUNTIME: &str = "libucx_cu12.libs/libcudart-256e6409.so.12.9.79";
 
 /// The content of the archive at one path.
 #[derive(Debug, PartialEq, Eq)]
-enum ArchiveEntry {
+pub(crate) enum ArchiveEntry {
     /// A copy of a program without its symbols.
     Program(PathBuf),
     /// A copy of a file.
@@ -42,7 +44,7 @@ enum ArchiveEntry {
 }
 
 /// The entries of the archive by their paths in its folder.
-type Contents = BTreeMap<PathBuf, ArchiveEntry>;
+pub(crate) type Contents = BTreeMap<PathBuf, ArchiveEntry>;
 
 /// Fetches, builds, copies everything to `target/dist/baton-<version>/`, and packs that folder.
 ///
@@ -52,8 +54,9 @@ pub(crate) fn run() -> Result<()> {
     let [ucx, cuda] = fetch::run([fetch::UCX, fetch::CUDA])?;
     let programs = binary::build([binary::RUNTIME, binary::GPU_ENGINE], &["cuda"])?;
     let dist = place::target().join("dist");
-    let folder = dist.join(NAME);
-    stage(&contents(&place::root(), &ucx, &cuda, &programs)?, &folder)?;
+    let (folder, extras) = (dist.join(NAME), dist.join("generated"));
+    generated::write(&programs[0], &[&ucx, &cuda], &extras)?;
+    stage(&contents(&place::root(), &ucx, &cuda, &extras, &programs)?, &folder)?;
 
     let archive = dist.join(format!("{NAME}-x86_64-linux.tar.gz"));
     let part = dist.join("part");
@@ -76,23 +79,14 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Lists the entries of the archive. `ucx` and `cuda` are the fetched folders. Reads folders and writes nothing.
-fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Result<Contents> {
+/// Lists the entries of the archive. `ucx` and `cuda` are the fetched folders, and `extras` has the [`generated`] files. Reads folders and writes nothing.
+fn contents(root: &Path, ucx: &Path, cuda: &Path, extras: &Path, programs: &[PathBuf]) -> Result<Contents> {
     let mut contents = Contents::new();
     for program in programs {
         let name = program.file_name().with_context(|| format!("{} has no name", program.display()))?;
         contents.insert(Path::new("bin").join(name), ArchiveEntry::Program(program.clone()));
     }
-    let libraries = ucx.join("libucx/lib");
-    for library in LIBRARIES {
-        let file = format!("{library}.so.0");
-        contents.insert(Path::new("lib/ucx").join(&file), ArchiveEntry::File(libraries.join(file)));
-    }
-    for module in MODULES {
-        let (folder, file) = (Path::new("lib/ucx/ucx"), format!("{module}.so.0"));
-        contents.insert(folder.join(&file), ArchiveEntry::File(libraries.join("ucx").join(&file)));
-        contents.insert(folder.join(format!("{module}.so")), ArchiveEntry::Link(file));
-    }
+    contents.extend(ucx_contents(ucx, &MODULES));
     contents.insert(UCX_CUDA_RUNTIME.into(), ArchiveEntry::File(ucx.join(UCX_CUDA_RUNTIME)));
     for folder in ["configs", "docs", "examples"] {
         contents.extend(all_of(&root.join(folder), folder)?);
@@ -101,6 +95,13 @@ fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Resul
     contents.extend(gpu.into_iter().filter(|(to, _)| to.extension().is_some_and(|end| end == "py")));
     for (name, path) in entries(root)? {
         if name == "README.md" || name.starts_with("LICENSE") {
+            contents.insert(name.into(), ArchiveEntry::File(path));
+        }
+    }
+    for (name, path) in entries(extras)? {
+        if path.is_dir() {
+            contents.extend(all_of(&path, &name)?);
+        } else {
             contents.insert(name.into(), ArchiveEntry::File(path));
         }
     }
@@ -113,8 +114,24 @@ fn contents(root: &Path, ucx: &Path, cuda: &Path, programs: &[PathBuf]) -> Resul
     Ok(contents)
 }
 
+/// The libraries of UCX and these modules, at the paths below the program's folder at which it finds them. `ucx` is the fetched folder.
+pub(crate) fn ucx_contents(ucx: &Path, modules: &[&str]) -> Contents {
+    let mut contents = Contents::new();
+    let libraries = ucx.join("libucx/lib");
+    for library in LIBRARIES {
+        let file = format!("{library}.so.0");
+        contents.insert(Path::new("lib/ucx").join(&file), ArchiveEntry::File(libraries.join(file)));
+    }
+    for module in modules {
+        let (folder, file) = (Path::new("lib/ucx/ucx"), format!("{module}.so.0"));
+        contents.insert(folder.join(&file), ArchiveEntry::File(libraries.join("ucx").join(&file)));
+        contents.insert(folder.join(format!("{module}.so")), ArchiveEntry::Link(file));
+    }
+    contents
+}
+
 /// Names and paths of the entries of a folder.
-fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+pub(crate) fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let cannot = || format!("cannot read {}", folder.display());
     let named = |entry: fs::DirEntry| (entry.file_name().to_string_lossy().into_owned(), entry.path());
     let entries = fs::read_dir(folder).with_context(cannot)?;
@@ -122,7 +139,7 @@ fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// All files below a folder.
-fn all_of(folder: &Path, to: &str) -> Result<Contents> {
+pub(crate) fn all_of(folder: &Path, to: &str) -> Result<Contents> {
     let mut contents = Contents::new();
     for (name, path) in entries(folder)? {
         let to = format!("{to}/{name}");
@@ -136,7 +153,7 @@ fn all_of(folder: &Path, to: &str) -> Result<Contents> {
 }
 
 /// Replaces the folder with one that has these entries.
-fn stage(contents: &Contents, folder: &Path) -> Result<()> {
+pub(crate) fn stage(contents: &Contents, folder: &Path) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
@@ -198,7 +215,7 @@ fn require_small(size_bytes: u64, staged: &Path) -> Result<()> {
     Ok(())
 }
 
-fn in_mib(bytes: u64) -> String {
+pub(crate) fn in_mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / MIB as f64)
 }
 

@@ -5,6 +5,7 @@
 //! inside the cache and moved into place by a rename. A lock file lets one clone fetch at a time.
 
 mod checksum;
+mod cublas;
 mod cuda;
 mod model;
 mod npm;
@@ -24,11 +25,12 @@ use anyhow::{Context, Result};
 
 use crate::place;
 
+pub(crate) use cublas::{CUBLAS_LT, PART as CUBLAS};
 pub(crate) use cuda::PART as CUDA;
 pub(crate) use model::PART as MODEL;
 pub(crate) use npm::{GRAFANA_SCHEMA, OPENAI as NPM_OPENAI, SCHEMAS, TYPESCRIPT};
 pub(crate) use promtool::PART as PROMTOOL;
-pub(crate) use python::{HUB, OPENAI, SUITES, ZMQ};
+pub(crate) use python::{HUB, MATURIN, OPENAI, SUITES, ZMQ};
 pub(crate) use qwen::PART as QWEN;
 pub(crate) use ucx::PART as UCX;
 

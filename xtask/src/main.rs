@@ -7,11 +7,14 @@ mod demo;
 mod dist;
 mod fetch;
 mod gpu_suite;
+mod image;
+mod licences;
 mod place;
 mod reference;
 mod simulate;
 mod suite;
 mod upgrade;
+mod wheel;
 
 use std::process::ExitCode;
 
@@ -51,9 +54,25 @@ enum Task {
     Cuda,
     /// Pack target/dist/baton-VERSION-x86_64-linux.tar.gz (below 60 MiB) for machines without Rust or a network
     ///
-    /// The archive contains runtime and gpu_engine with CUDA, UCX, configurations, examples, documentation and the GPU suite.
+    /// The archive contains runtime and gpu_engine with CUDA, UCX, configurations, a systemd unit, examples, documentation, manual pages, completions
+    /// of shells, licences, an SBOM and the GPU suite.
     /// It needs the NVIDIA driver and CUDA 13's libraries.
     Dist,
+    /// Pack a wheel for pip into target/wheel, with the program and its CUDA backend
+    ///
+    /// It requires PyPI's UCX, and cublasLt with the extra `cuda`. Its platform tag follows from the C library of this machine.
+    Wheel,
+    /// Pack a container image as target/image/baton-VERSION-cpu.oci.tar
+    ///
+    /// Needs buildah, and apt and dpkg of the Debian release whose C library the image gets: that of this machine.
+    Image {
+        /// Also with cublasLt, for GPUs (409 MB; downloads 423 MB): baton-VERSION-cuda.oci.tar
+        #[arg(long)]
+        cuda: bool,
+    },
+    /// Write target/dist/THIRD-PARTY-LICENCES and an SBOM in CycloneDX's format (target/dist/sbom.cdx.json) for the crates and wheels in the
+    /// program
+    Licences,
     /// Fetch, build, and run every check and measurement on two GPUs, with results in target/gpu-suite
     ///
     /// LD_LIBRARY_PATH names the folder of CUDA 13's libraries. Without Rust, run `python3 gpu/suite.py` of the archive, whose
@@ -101,6 +120,9 @@ fn run(task: Option<Task>) -> Result<()> {
         Some(Task::Cuda) => cuda::run(),
         Some(Task::Demo(options)) => demo::run(&options),
         Some(Task::Dist) => dist::run(),
+        Some(Task::Wheel) => wheel::run(),
+        Some(Task::Image { cuda }) => image::run(cuda),
+        Some(Task::Licences) => licences::run(),
         Some(Task::GpuSuite) => gpu_suite::run(),
         Some(Task::Test) => suite::run(),
         Some(Task::Sim { options }) => simulate::run(&options),

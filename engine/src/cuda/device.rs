@@ -90,8 +90,8 @@ impl CudaDevice {
         Self::load()?;
         // SAFETY: as in `load`.
         if !unsafe { lt::is_culib_present() } {
-            let text =
-                "there is no libcublasLt.so.13; add the folder of CUDA 13's libraries to LD_LIBRARY_PATH";
+            let text = "there is no libcublasLt.so.13; install baton-serve[cuda] with pip, or add the folder of CUDA 13's libraries to \
+                        LD_LIBRARY_PATH";
             return Err(CudaError::without_status("loading CUDA", text));
         }
         let device = result::device::get(ordinal.cast_signed()).named("cuDeviceGet")?;

@@ -22,6 +22,8 @@ pub struct Surroundings {
     pub cache: PathBuf,
     /// Folder of the unpacked release archive, which has the program in its `bin`.
     pub archive: Option<PathBuf>,
+    /// Folders with the Python packages of the environment into which pip installed the program.
+    pub packages: Vec<PathBuf>,
     /// Number of cores that this process may use.
     pub cores: usize,
     /// The `UCX_` variables that the operator set. UCX reads them itself; Baton does not override them.
@@ -39,7 +41,8 @@ impl Surroundings {
     pub fn of_process() -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let archive = std::env::current_exe().ok().and_then(|program| archive_of(&program));
-        Self { archive, ..Self::from_variables(std::env::vars_os(), cores) }
+        let packages = archive.as_deref().map(packages_of).unwrap_or_default();
+        Self { archive, packages, ..Self::from_variables(std::env::vars_os(), cores) }
     }
 
     /// The environment of a process with these variables and cores, without a release archive.
@@ -60,7 +63,8 @@ impl Surroundings {
         let lmcache_file = folder("LMCACHE_CONFIG_FILE");
         let variables = named(PREFIX).collect();
         let hub = HubSettings::from_variables(|name| variable(name)?.into_string().ok());
-        Self { ucx_variables, variables, lmcache_file, cache, archive: None, cores, hub }
+        let (archive, packages) = (None, Vec::new());
+        Self { ucx_variables, variables, lmcache_file, cache, archive, packages, cores, hub }
     }
 
     /// The API key in `OPENAI_API_KEY`, which OpenAI's clients send.
@@ -76,6 +80,11 @@ impl Surroundings {
     /// The GPUs that this process may use: `CUDA_VISIBLE_DEVICES`.
     pub fn visible_gpus() -> Option<String> {
         std::env::var("CUDA_VISIBLE_DEVICES").ok()
+    }
+
+    /// Whether a service manager such as systemd wants reports: it sets `NOTIFY_SOCKET`.
+    pub fn has_service_manager() -> bool {
+        std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
     }
 
     /// `value`, unless the operator set the UCX variable `name`.
@@ -100,17 +109,62 @@ pub(super) fn archive_of(program: &Path) -> Option<PathBuf> {
     Some(bin.parent()?.to_owned())
 }
 
+/// The folders of Python packages in an environment such as a virtual one or `/usr/local`, and `environment` itself for `pip install --target`.
+fn packages_of(environment: &Path) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    for library in ["lib", "lib64"] {
+        let Ok(entries) = environment.join(library).read_dir() else { continue };
+        let versions = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_python = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python3"))
+        };
+        let packages = |path: PathBuf| ["site-packages", "dist-packages"].map(|name| path.join(name));
+        folders.extend(versions.filter(is_python).flat_map(packages).filter(|path| path.is_dir()));
+    }
+    folders.sort();
+    folders.push(environment.to_owned());
+    folders
+}
+
 /// Shows the names of variables and not their values, which may be secrets.
 impl std::fmt::Debug for Surroundings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Surroundings")
             .field("cache", &self.cache)
             .field("archive", &self.archive)
+            .field("packages", &self.packages)
             .field("cores", &self.cores)
             .field("lmcache_file", &self.lmcache_file)
             .field("hub", &self.hub)
             .field("ucx_variables", &self.ucx_variables.keys())
             .field("variables", &self.variables.keys())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn python_packages_are_found_beside_the_program() {
+        let environment = std::env::temp_dir().join(format!("baton-packages-{}", std::process::id()));
+        let folders = [
+            "lib/python3.12/dist-packages",
+            "lib/python3.11/site-packages",
+            "lib64/python3.11/site-packages",
+        ];
+        for folder in
+            folders.iter().chain(&["lib/python2.7/site-packages", "lib/python3.13/lib-dynload", "lib/ucx"])
+        {
+            fs::create_dir_all(environment.join(folder)).unwrap();
+        }
+        let found = packages_of(&environment);
+        fs::remove_dir_all(&environment).unwrap();
+        let expect = [folders[1], folders[0], folders[2], ""].map(|folder| environment.join(folder));
+        assert_eq!(found, expect);
+        assert_eq!(packages_of(&environment), [environment], "a folder without packages");
     }
 }

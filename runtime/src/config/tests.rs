@@ -278,9 +278,12 @@ fn defaults_follow_the_role_and_the_surroundings() {
     let archive_of = |program: &str| surroundings::archive_of(Path::new(program));
     assert_eq!(archive_of("/opt/baton/bin/runtime").as_deref(), Some(Path::new("/opt/baton")));
     assert_eq!((archive_of("/opt/baton/runtime"), archive_of("/bin")), (None, None));
-    let unpacked = Surroundings { archive: Some("/opt/baton".into()), ..surroundings(&[]) };
-    let unpacked = Config::load(Role::Sender, None, &[], unpacked).unwrap();
-    assert_eq!(unpacked.ucx_search(), [Path::new("/opt/baton/lib/ucx/libucp.so.0"), fetched]);
+    let beside =
+        Surroundings { archive: Some("/v".into()), packages: vec!["/v/lib/p".into()], ..surroundings(&[]) };
+    let beside = Config::load(Role::Sender, None, &[], beside).unwrap();
+    let ucx = ["/v/lib/ucx/libucp.so.0", "/v/lib/p/libucx/lib/libucp.so.0"].map(Path::new);
+    assert_eq!(beside.ucx_search(), [ucx[0], ucx[1], fetched]);
+    assert_eq!(beside.cuda_search(), ["/v/lib/cuda", "/v/lib/p/nvidia/cu13/lib"].map(Path::new));
     assert_eq!(config.request.deadline, Duration::from_secs(600));
     let around = surroundings(&[("XDG_CACHE_HOME", "/c"), ("UCX_TLS", "tcp")]);
     assert_eq!(around.cache, Path::new("/c/baton"));

@@ -123,6 +123,19 @@ pub struct FleetSettings {
     pub ttft_target: Duration,
 }
 
+/// The state of a [`FleetProxy`] at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct FleetOverview {
+    /// Whether `/health` answers 200.
+    pub takes_requests: bool,
+    /// Number of nodes that take requests.
+    pub ready: usize,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Number of requests in flight.
+    pub live_requests: usize,
+}
+
 impl FleetProxy {
     /// A proxy whose nodes have not reported yet.
     pub fn new(settings: FleetSettings) -> Self {
@@ -157,6 +170,13 @@ impl FleetProxy {
             more_metrics,
             drain,
         }
+    }
+
+    /// What the proxy forwards to at this moment.
+    pub fn overview(&self) -> FleetOverview {
+        let takes_requests = self.status() == StatusCode::OK;
+        let (ready, nodes, live_requests) = (self.ready(), self.members().len(), self.state().live());
+        FleetOverview { takes_requests, ready, nodes, live_requests }
     }
 
     fn state(&self) -> MutexGuard<'_, FleetState> {

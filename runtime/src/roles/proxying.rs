@@ -13,7 +13,8 @@ use crate::frontend::{FleetProxy, FleetSettings, InputMemory, Limits, ServedMode
 use crate::membership::{self, MembershipMetrics};
 use crate::open_files;
 use crate::process_metrics::ProcessMetrics;
-use crate::roles::{ending::Signals, exposure::Port, joining};
+use crate::roles::{ending::Signals, exposure::Port, joining, reporting};
+use crate::service_manager::{self, ServiceManager};
 
 /// Maximum number of connections of clients. Each request in flight has a second one to its node.
 const CONNECTIONS: usize = 16_384;
@@ -27,6 +28,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
     let open_files = open_files::raise();
     let listener = bind("frontend.port", &config.frontend.host, config.frontend.port)?;
     tracing::info!(role = "proxy", pid = std::process::id(), model = %config.model.display(), "starting");
+    service_manager::report_start("reading the tokenizer");
     let model = served_text(&config)?;
     let limits = Limits { connections: connections(open_files), ..Limits::default() };
     let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
@@ -87,7 +89,7 @@ async fn serve(
     if let Some(source) = joining::source(Role::Proxy, &config) {
         follow(Arc::clone(&proxy), membership::join(source, None, &metrics)?.members);
     }
-    let server = proxy.serve(listener, config.surroundings.cores, config.shutdown.drain)?;
+    let server = Arc::clone(&proxy).serve(listener, config.surroundings.cores, config.shutdown.drain)?;
     let handle = server.handle();
     actix::spawn(server);
     tracing::info!(
@@ -96,8 +98,10 @@ async fn serve(
         "ready in {:.1} s",
         began.elapsed().as_secs_f64()
     );
+    let service = ServiceManager::report(reporting::of_proxy(proxy, drain.clone()))?;
     let mut signals = Signals::new()?;
     let signal = signals.next().await;
+    service.end();
     tracing::info!(signal, "shutting down");
     drain.begin();
     actix::spawn(async move {

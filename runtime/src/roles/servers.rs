@@ -152,7 +152,7 @@ fn load(counter: &AtomicU64) -> u64 {
 }
 
 /// The health of a process that may have failed with `fault`, may drain, and has quarantined this many KV pages.
-fn health_state(fault: Option<String>, drain: DrainStage, quarantined_pages: u64) -> HealthState {
+pub(super) fn health_state(fault: Option<String>, drain: DrainStage, quarantined_pages: u64) -> HealthState {
     let draining = |text: &str| HealthState::Draining { reason: text.to_owned() };
     match (fault, drain, quarantined_pages) {
         (Some(reason), ..) => HealthState::Down { reason },

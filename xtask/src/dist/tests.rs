@@ -7,11 +7,13 @@ use super::*;
 use crate::fetch::tests::Folder;
 
 /// The paths of the archive of these folders, without programs.
-const FILES: [&str; 23] = [
+const FILES: [&str; 26] = [
     "LICENSE",
     "README.md",
+    "THIRD-PARTY-LICENCES",
     "configs/local.yaml",
     "configs/models/llama/config.json",
+    "configs/systemd/baton@.service",
     "docs/lab/gpus.md",
     "examples/lmcache/ask.sh",
     "gpu/serving.py",
@@ -31,9 +33,10 @@ const FILES: [&str; 23] = [
     "licenses/libucx_cu12-1/LICENSE",
     "licenses/nvcc-13/License.txt",
     "licenses/nvcc-13/more/LICENSE",
+    "share/man/man1/runtime.1",
 ];
 
-/// A workspace in `root/` and the two fetched folders in `ucx/` and `cuda/`. The content of each file is its own path.
+/// A workspace in `root/`, the two fetched folders in `ucx/` and `cuda/`, and generated files in `extras/`. The content of each file is its own path.
 fn folders() -> Folder {
     let folder = Folder::new();
     let libraries = LIBRARIES.iter().map(|name| format!("ucx/libucx/lib/{name}"));
@@ -47,6 +50,7 @@ fn folders() -> Folder {
         "root/README.md",
         "root/configs/local.yaml",
         "root/configs/models/llama/config.json",
+        "root/configs/systemd/baton@.service",
         "root/docs/lab/gpus.md",
         "root/examples/lmcache/ask.sh",
         "root/integration-tests/gpu/suite.py",
@@ -60,6 +64,8 @@ fn folders() -> Folder {
         "cuda/nvcc-13.dist-info/licenses/License.txt",
         "cuda/nvcc-13.dist-info/licenses/more/LICENSE",
         "cuda/stamp",
+        "extras/THIRD-PARTY-LICENCES",
+        "extras/share/man/man1/runtime.1",
     ];
     for name in binaries.chain(others.map(str::to_owned)) {
         let path = folder.path().join(&name);
@@ -70,7 +76,8 @@ fn folders() -> Folder {
 }
 
 fn list(folder: &Path, programs: &[PathBuf]) -> Result<Contents> {
-    contents(&folder.join("root"), &folder.join("ucx"), &folder.join("cuda"), programs)
+    let [root, ucx, cuda, extras] = ["root", "ucx", "cuda", "extras"].map(|name| folder.join(name));
+    contents(&root, &ucx, &cuda, &extras, programs)
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Python packages that tests use: OpenAI's client, the suite of langchain-tests with `jsonschema`, ZeroMQ with MessagePack, and the client of the
-//! hub of models.
+//! Python packages that tests and packaging use: OpenAI's client, the suite of langchain-tests with `jsonschema`, ZeroMQ with MessagePack, the client of the
+//! hub of models, and maturin.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,13 @@ pub(crate) const HUB: FetchedPart = FetchedPart {
     fetch: |cache, work| HUB_CLIENT.fetch(cache, work),
 };
 
+/// maturin, which packs wheels: a folder with the program in `bin/maturin`.
+pub(crate) const MATURIN: FetchedPart = FetchedPart {
+    path: |cache| MATURIN_PROGRAM.path(cache),
+    is_ready: |cache| MATURIN_PROGRAM.path(cache).is_dir(),
+    fetch: |cache, work| MATURIN_PROGRAM.fetch(cache, work),
+};
+
 const OPENAI_CLIENT: PythonFolder = PythonFolder { name: "openai-3.57.0", requirements: "openai==3.57.0\n" };
 
 const LANGCHAIN_TESTS: PythonFolder =
@@ -47,6 +54,9 @@ const PYZMQ: PythonFolder =
 
 const HUB_CLIENT: PythonFolder =
     PythonFolder { name: "huggingface_hub-2.4.0", requirements: "huggingface_hub==2.4.0\n" };
+
+const MATURIN_PROGRAM: PythonFolder =
+    PythonFolder { name: "maturin-1.16.0", requirements: "maturin==1.16.0\n" };
 
 /// A folder with packages and their dependencies.
 struct PythonFolder {
@@ -92,7 +102,7 @@ mod tests {
 
     #[test]
     fn every_package_has_a_fixed_version() {
-        for folder in [OPENAI_CLIENT, LANGCHAIN_TESTS, PYZMQ, HUB_CLIENT] {
+        for folder in [OPENAI_CLIENT, LANGCHAIN_TESTS, PYZMQ, HUB_CLIENT, MATURIN_PROGRAM] {
             assert!(folder.requirements.lines().all(|line| line.contains("==")), "{}", folder.name);
             let main = folder.name.rsplit_once('-').map(|(package, version)| format!("{package}=={version}"));
             assert!(folder.requirements.lines().any(|line| Some(line) == main.as_deref()), "{main:?}");
