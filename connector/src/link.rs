@@ -11,6 +11,7 @@
 
 mod error;
 pub mod tls;
+mod tls_error;
 
 use std::io;
 use std::net::SocketAddr;

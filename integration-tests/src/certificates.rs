@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 
 use crate::folders::Folder;
 
@@ -27,7 +27,10 @@ impl Authority {
     /// # Errors
     /// There are no random bytes.
     pub fn new() -> Result<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
         let mut params = CertificateParams::new(vec![])?;
+        let name = format!("Authority {}", NEXT.fetch_add(1, Ordering::Relaxed));
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
     }
@@ -100,8 +103,8 @@ impl PemFolder {
     /// A file cannot be written.
     pub fn http(&self, pair: &SignedPair) -> Result<[String; 2]> {
         Ok([
-            self.put("tls.cert_file", "http.pem", &pair.certificate)?,
-            self.put("tls.key_file", "http.key", &pair.key)?,
+            self.put("tls.cert_file", "http_own.pem", &pair.certificate)?,
+            self.put("tls.key_file", "http_own.key", &pair.key)?,
         ])
     }
 
@@ -111,8 +114,8 @@ impl PemFolder {
     /// A file cannot be written.
     pub fn link(&self, pair: &SignedPair, authority: &Authority) -> Result<[String; 3]> {
         Ok([
-            self.put("link.tls_cert_file", "link.pem", &pair.certificate)?,
-            self.put("link.tls_key_file", "link.key", &pair.key)?,
+            self.put("link.tls_cert_file", "link_own.pem", &pair.certificate)?,
+            self.put("link.tls_key_file", "link_own.key", &pair.key)?,
             self.put("link.tls_ca_file", "ca.pem", &authority.pem())?,
         ])
     }

@@ -12,7 +12,7 @@ mod files;
 mod http;
 mod link;
 mod nodes;
-mod watched;
+mod watched_files;
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(crate) use files::{Pair, TlsFile, expiry};
 pub use http::HttpTls;
 pub(crate) use link::{LinkFiles, open as open_link};
 pub use nodes::NodesTls;
-pub(crate) use watched::watch;
+pub(crate) use watched_files::watch;
 
 /// The cryptography of all connections.
 pub(crate) fn provider() -> Arc<CryptoProvider> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::tls::{self, LinkTlsError};
+use super::tls_error::{self, LinkTlsError};
 use crate::frame::Incompatible;
 use crate::wire::WireError;
 
@@ -42,7 +42,7 @@ pub enum LinkError {
 
 impl From<io::Error> for LinkError {
     fn from(error: io::Error) -> Self {
-        match tls::inner(&error) {
+        match tls_error::inner(&error) {
             Some(tls) => Self::Tls(tls.into()),
             None => Self::Io(error),
         }

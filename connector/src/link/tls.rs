@@ -8,11 +8,9 @@
 //! its peer has none: its first byte is no TLS record, or there is none. Frames begin with the upper byte of a length of at most 1 MiB, which is 0
 //! and never the type of a TLS record, so an end without TLS can tell too.
 
-mod error;
 mod stream;
 mod verify;
 
-use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -30,7 +28,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use super::{HANDSHAKE, LinkError};
 use verify::{DialerVerifier, ListenerVerifier};
 
-pub use error::{LinkTlsError, presented_names};
+pub use super::tls_error::{LinkTlsError, presented_names};
 pub(super) use stream::LinkStream;
 
 /// Time after which a dialer that has sent nothing counts as one without TLS. A dialer with TLS sends at once.
@@ -145,11 +143,6 @@ impl Ends {
 /// The error of a connection without TLS whose peer sent these bytes in place of a frame; `None` if they are no TLS record either.
 pub(super) fn peer_speaks_tls(bytes: &[u8]) -> Option<LinkTlsError> {
     matches!(bytes, [ALERT | HANDSHAKE_RECORD, 3, ..]).then_some(LinkTlsError::PeerSpeaksTls)
-}
-
-/// The TLS error inside an error of a socket.
-pub(super) fn inner(error: &io::Error) -> Option<&rustls::Error> {
-    error.get_ref()?.downcast_ref()
 }
 
 /// The host of `host:port`, without the brackets of an IPv6 address.

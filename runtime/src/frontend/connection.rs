@@ -31,6 +31,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Extensions, ServiceRequest, ServiceResponse};
 use actix_web::error::ErrorRequestTimeout;
@@ -40,7 +41,6 @@ use actix_web::web::Bytes;
 use actix_web::{HttpRequest, rt};
 use tokio::sync::watch;
 use tokio::time::sleep_until;
-use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use super::api_error::ApiError;

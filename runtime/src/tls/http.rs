@@ -7,7 +7,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::files::{Pair, TlsFileError};
-use super::watched::Watched;
+use super::watched_files::WatchedFiles;
 
 /// TLS of `http.port` and `frontend.port`. Clones share the certificate.
 #[derive(Clone, Debug)]
@@ -28,17 +28,17 @@ impl HttpTls {
     ///
     /// # Errors
     /// A file cannot be used.
-    pub(crate) fn open(pair: Pair) -> Result<(Self, Watched), TlsFileError> {
+    pub(crate) fn open(pair: Pair) -> Result<(Self, WatchedFiles), TlsFileError> {
         let files = vec![pair.certificate.clone(), pair.key.clone()];
         let read = move |contents: &[Vec<u8>]| pair.certified_key(&contents[0], &contents[1]);
-        let (first, contents) = Watched::read(&files)?;
+        let (first, contents) = WatchedFiles::read(&files)?;
         let this = Self(Arc::new(CurrentCertificate(RwLock::new(read(&contents)?))));
         let current = Arc::clone(&this.0);
         let renew = move |contents: &[Vec<u8>]| {
             *current.0.write().unwrap_or_else(PoisonError::into_inner) = read(contents)?;
             Ok(())
         };
-        Ok((this, Watched::new("the certificate of the HTTP ports", files, first, renew)))
+        Ok((this, WatchedFiles::new("the certificate of the HTTP ports", files, first, renew)))
     }
 
     /// The configuration of a server. The server adds its protocols for ALPN.

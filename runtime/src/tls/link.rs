@@ -6,7 +6,7 @@ use connector::link::tls::{LinkCredentials, LinkTls};
 use rustls::pki_types::ServerName;
 
 use super::files::{Pair, TlsFile, TlsFileError};
-use super::watched::Watched;
+use super::watched_files::WatchedFiles;
 
 /// The files of the link's TLS, and whom it allows.
 #[derive(Clone, Debug)]
@@ -37,11 +37,11 @@ impl LinkFiles {
 ///
 /// # Errors
 /// A file cannot be used.
-pub(crate) fn open(files: LinkFiles) -> anyhow::Result<(Arc<LinkTls>, Watched)> {
+pub(crate) fn open(files: LinkFiles) -> anyhow::Result<(Arc<LinkTls>, WatchedFiles)> {
     let all = files.all();
-    let (first, contents) = Watched::read(&all)?;
+    let (first, contents) = WatchedFiles::read(&all)?;
     let tls = Arc::new(LinkTls::new(&files.credentials(&contents)?)?);
     let current = Arc::clone(&tls);
     let renew = move |contents: &[Vec<u8>]| Ok(current.renew(&files.credentials(contents)?)?);
-    Ok((tls, Watched::new("the certificates of the link", all, first, renew)))
+    Ok((tls, WatchedFiles::new("the certificates of the link", all, first, renew)))
 }

@@ -11,7 +11,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::files::TlsFile;
-use super::watched::Watched;
+use super::watched_files::WatchedFiles;
 
 /// TLS to nodes. Clones share the authorities.
 #[derive(Clone)]
@@ -29,9 +29,9 @@ impl NodesTls {
     pub(crate) fn open(
         authorities: TlsFile,
         name: Option<ServerName<'static>>,
-    ) -> anyhow::Result<(Self, Watched)> {
+    ) -> anyhow::Result<(Self, WatchedFiles)> {
         let files = vec![authorities.clone()];
-        let (first, contents) = Watched::read(&files)?;
+        let (first, contents) = WatchedFiles::read(&files)?;
         let config = Arc::new(RwLock::new(config(authorities.authorities(&contents[0])?)?));
         let current = Arc::clone(&config);
         let renew = move |contents: &[Vec<u8>]| -> anyhow::Result<()> {
@@ -39,7 +39,7 @@ impl NodesTls {
             *current.write().unwrap_or_else(PoisonError::into_inner) = renewed;
             Ok(())
         };
-        Ok((Self { config, name }, Watched::new("the authorities of the nodes", files, first, renew)))
+        Ok((Self { config, name }, WatchedFiles::new("the authorities of the nodes", files, first, renew)))
     }
 
     /// Shakes hands with the node at `host`.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use rustls::pki_types::ServerName;
 
-use super::watched::Look;
+use super::watched_files::Look;
 use super::*;
 
 /// A folder with the files of a test.

@@ -24,7 +24,7 @@ type Fingerprint = [u8; 32];
 type Renew = dyn FnMut(&[Vec<u8>]) -> anyhow::Result<()> + Send;
 
 /// Files and what is done with new contents.
-pub(crate) struct Watched {
+pub(crate) struct WatchedFiles {
     /// What they are for, in the words of a log line.
     what: &'static str,
     files: Vec<TlsFile>,
@@ -50,7 +50,7 @@ pub(super) enum Look {
     StillUnusable,
 }
 
-impl Watched {
+impl WatchedFiles {
     /// Files with these contents in use.
     pub(super) fn new(
         what: &'static str,
@@ -116,14 +116,14 @@ impl Watched {
 ///
 /// # Errors
 /// The system starts no thread.
-pub(crate) fn watch(mut all: Vec<Watched>) -> std::io::Result<()> {
+pub(crate) fn watch(mut all: Vec<WatchedFiles>) -> std::io::Result<()> {
     if all.is_empty() {
         return Ok(());
     }
     let look = move || {
         loop {
             thread::sleep(LOOK);
-            all.iter_mut().for_each(Watched::look_and_log);
+            all.iter_mut().for_each(WatchedFiles::look_and_log);
         }
     };
     thread::Builder::new().name("certificates".to_owned()).spawn(look).map(drop)

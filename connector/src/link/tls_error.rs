@@ -1,5 +1,7 @@
 //! Why two ends of a link do not agree on TLS, in the words of the settings.
 
+use std::io;
+
 use rustls::pki_types::UnixTime;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
 
@@ -162,6 +164,11 @@ pub fn presented_names(presented: &[String]) -> String {
         count if count > SHOWN => format!("{} and {} more", names.join(", "), count - SHOWN),
         _ => names.join(", "),
     }
+}
+
+/// The TLS error inside an error of a socket.
+pub(super) fn inner(error: &io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// A number of seconds for people.
