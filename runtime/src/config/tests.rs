@@ -46,7 +46,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("link.tls_cert_file", "/c", "/c", "", "must be a path"),
     ("link.tls_key_file", "/k", "/k", "", "must be a path"),
     ("link.tls_ca_file", "/a", "/a", "", "must be a path"),
-    ("link.tls_allowed_names", "a.b, 10.0.0.1", "[a.b, \"10.0.0.1\"]", "a:1", "but \"a:1\" is neither"),
+    ("link.tls_allowed_names", "a.b, 10.0.0.1", "[a.b, 10.0.0.1]", "a:1", "but \"a:1\" is neither"),
     ("link.peers", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must be a list of host:port, but \"a\" is not"),
     ("link.sessions", "9", "9", "0", "must be a whole number from 1 to 4096"),
     ("link.idle", "90s", "90s", "10", "must be a duration with a unit"),
