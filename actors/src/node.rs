@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use connector::frame::{Capabilities, Incarnation, Versions};
+use connector::link::tls::LinkTls;
 use connector::transport::{EventSink, Transport};
 use engine::{Engine, KvPool, ModelInfo};
 use tokio::sync::{mpsc, watch};
@@ -73,6 +74,8 @@ pub struct LinkConfig<'a, E> {
     pub finds_peers: bool,
     /// `link.secret`.
     pub secret: Option<String>,
+    /// TLS of the link; `None` for bytes in clear.
+    pub tls: Option<Arc<LinkTls>>,
     /// The HTTP address that peers are told; `None` if this process serves no HTTP. If its IP address is unspecified, peers replace it by the one that
     /// they see on the link.
     pub http: Option<SocketAddr>,

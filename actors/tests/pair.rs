@@ -173,6 +173,7 @@ fn start_compiling(
         versions: ends.versions,
         finds_peers: false,
         secret: None,
+        tls: None,
         http: None,
         ring_bytes,
         limits: ends.limits,

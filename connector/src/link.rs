@@ -5,8 +5,13 @@
 //! for a new session.
 //!
 //! A side that has sent nothing for [`HEARTBEAT`] sends a heartbeat. A peer is considered dead if nothing arrives from it for
-//! [`SILENCE`], or if it accepts no bytes for that long. The functions here are plain futures. They run on any tokio runtime, and
+//! [`SILENCE`], or if it accepts no bytes for that long. With [`LinkTls`], all bytes are encrypted and both sides check certificates
+//! before the Challenge. The functions here are plain futures. They run on any tokio runtime, and
 //! every wait in them has a deadline.
+
+mod error;
+pub mod tls;
+mod tls_error;
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,7 +35,10 @@ use crate::frame::{
     Answer, Challenge, Frame, Hello, Incarnation, Incompatible, Versions, Welcome, peer_text,
 };
 use crate::process::{Pidfd, Presence};
-use crate::wire::{self, FRAME_BYTES_MAX, WireError};
+use crate::wire::{self, FRAME_BYTES_MAX};
+use tls::{LinkStream, LinkTls};
+
+pub use error::LinkError;
 
 /// If a side has sent no frame for this time, it sends a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -38,57 +46,6 @@ pub const HEARTBEAT: Duration = Duration::from_millis(500);
 pub const SILENCE: Duration = Duration::from_secs(3);
 /// Time limit of each step of the handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
-
-/// The reason why a link could not be established, or why it ended.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LinkError {
-    /// The socket failed.
-    #[error("the link's socket failed: {0}")]
-    Io(#[from] io::Error),
-    /// The peer closed the connection.
-    #[error("peer closed the link")]
-    Closed,
-    /// The peer ended the session cleanly.
-    #[error("peer said goodbye")]
-    Goodbye,
-    /// The peer sent nothing, or accepted no bytes, within this time.
-    #[error("peer was silent for {} ms", .0.as_millis())]
-    Silent(Duration),
-    /// A message could not be encoded or decoded.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The two sides cannot work together.
-    #[error(transparent)]
-    Incompatible(#[from] Incompatible),
-    /// The listener refuses the session until a setting is changed.
-    #[error("peer refused the session: {0}")]
-    Refused(String),
-    /// The listener refuses the session for now.
-    #[error("peer is busy: {0}")]
-    Busy(String),
-}
-
-impl LinkError {
-    /// One word for metrics, logs and JSON.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Io(_) => "io",
-            Self::Closed => "closed",
-            Self::Goodbye => "goodbye",
-            Self::Silent(_) => "silent",
-            Self::Wire(error) => error.kind(),
-            Self::Incompatible(error) => error.kind(),
-            Self::Refused(_) => "refused",
-            Self::Busy(_) => "busy",
-        }
-    }
-
-    /// True if dialling again fails until a setting is changed.
-    pub fn is_permanent(&self) -> bool {
-        matches!(self, Self::Incompatible(_) | Self::Refused(_))
-    }
-}
 
 /// A fresh nonce for [`Challenge`] or [`Hello`].
 ///
@@ -183,7 +140,7 @@ impl Nonces {
     }
 }
 
-type Socket = Framed<TcpStream, LengthDelimitedCodec>;
+type Socket = Framed<LinkStream, LengthDelimitedCodec>;
 
 /// A connection during its handshake.
 pub struct Link {
@@ -198,18 +155,8 @@ pub struct Link {
 }
 
 impl Link {
-    fn new(stream: TcpStream, versions: Versions, nonces: Nonces) -> Result<Self, LinkError> {
-        // Frames are small, and the peer waits for each one.
-        stream.set_nodelay(true)?;
-        let peer = stream.peer_addr()?;
-        if stream.local_addr()? == peer {
-            // The kernel chose the dialled port as the socket's own port, so TCP connected the socket to itself. Zero linger skips
-            // TIME_WAIT, so that the listener can bind the port.
-            stream.set_zero_linger()?;
-            return Err(
-                io::Error::new(io::ErrorKind::ConnectionRefused, "socket is connected to itself").into()
-            );
-        }
+    fn new(stream: LinkStream, versions: Versions, nonces: Nonces) -> Result<Self, LinkError> {
+        let peer = stream.tcp().peer_addr()?;
         let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec();
         Ok(Self { socket: Framed::new(stream, codec), peer, nonces, versions, version: 0, dialer: None })
     }
@@ -239,10 +186,19 @@ impl Link {
     ///
     /// # Errors
     /// Any [`LinkError`]; see [`LinkError::is_permanent`].
-    pub async fn dial(address: &str, versions: Versions) -> Result<(Self, Challenge), LinkError> {
-        let stream = timeout(HANDSHAKE, TcpStream::connect(address))
+    pub async fn dial(
+        address: &str,
+        versions: Versions,
+        tls: Option<&LinkTls>,
+    ) -> Result<(Self, Challenge), LinkError> {
+        let tcp = timeout(HANDSHAKE, TcpStream::connect(address))
             .await
             .map_err(|_| LinkError::Silent(HANDSHAKE))??;
+        prepare(&tcp)?;
+        let stream = match tls {
+            Some(tls) => tls.connect(tcp, address).await?,
+            None => LinkStream::Plain(tcp),
+        };
         let mut link = Self::new(stream, versions, Nonces { listener: [0; 32], dialer: nonce()? })?;
         let bytes = link.receive_bytes().await?;
         link.version = Versions::agree(versions, wire::decode_front(&bytes)?)?;
@@ -303,8 +259,14 @@ impl Link {
         incarnation: Incarnation,
         shape: &crate::frame::KvShape,
         secret: Option<&str>,
+        tls: Option<&LinkTls>,
     ) -> Result<(Self, Hello), LinkError> {
         let nonce = nonce()?;
+        prepare(&stream)?;
+        let stream = match tls {
+            Some(tls) => tls.accept(stream).await?,
+            None => LinkStream::Plain(stream),
+        };
         let mut link = Self::new(stream, versions, Nonces { listener: nonce, dialer: [0; 32] })?;
         link.send(&Challenge { versions, nonce, incarnation }).await?;
         let bytes = link.receive_bytes().await?;
@@ -346,7 +308,10 @@ impl Link {
     fn has_hung_up(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         self.socket.read_buffer().is_empty()
-            && !matches!(recv(self.socket.get_ref(), &mut [0; 1], flags), Ok((_, 1..)) | Err(Errno::AGAIN))
+            && !matches!(
+                recv(self.socket.get_ref().tcp(), &mut [0; 1], flags),
+                Ok((_, 1..)) | Err(Errno::AGAIN)
+            )
     }
 
     /// Ends the handshake: the session begins.
@@ -400,8 +365,25 @@ impl Link {
 
     async fn receive_bytes(&mut self) -> Result<BytesMut, LinkError> {
         let bytes = timeout(HANDSHAKE, self.socket.next()).await.map_err(|_| LinkError::Silent(HANDSHAKE))?;
-        Ok(bytes.ok_or(LinkError::Closed)??)
+        bytes.ok_or(LinkError::Closed)?.map_err(|error| {
+            let plain = self.socket.get_ref().is_plain();
+            let speaks_tls = plain.then(|| tls::peer_speaks_tls(self.socket.read_buffer())).flatten();
+            speaks_tls.map_or_else(|| error.into(), LinkError::Tls)
+        })
     }
+}
+
+/// Sets the options of a new connection.
+fn prepare(tcp: &TcpStream) -> io::Result<()> {
+    // Frames are small, and the peer waits for each one.
+    tcp.set_nodelay(true)?;
+    if tcp.local_addr()? == tcp.peer_addr()? {
+        // The kernel chose the dialled port as the socket's own port, so TCP connected the socket to itself. Zero linger skips
+        // TIME_WAIT, so that the listener can bind the port.
+        tcp.set_zero_linger()?;
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "socket is connected to itself"));
+    }
+    Ok(())
 }
 
 /// The incoming direction of a session.

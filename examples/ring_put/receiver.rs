@@ -28,7 +28,7 @@ pub(crate) async fn run() -> Result<()> {
         .await
         .context("no sender connected within 30 s")??;
     let (mut link, _hello) =
-        Link::accept(stream, Versions::OURS, Incarnation::current()?, &shape(), None).await?;
+        Link::accept(stream, Versions::OURS, Incarnation::current()?, &shape(), None, None).await?;
     link.welcome(Welcome {
         incarnation: Incarnation::current()?,
         shape: shape(),

@@ -14,7 +14,7 @@ use crate::{PAGE_BYTES, PAGES, REQUEST, SESSION, Side, offset, shape};
 pub(crate) async fn run(address: &str) -> Result<()> {
     let mut side = Side::start(PAGES, |page| page as u8 + 1)?;
     let Event::Opened { .. } = side.event().await? else { bail!("the session did not open") };
-    let (mut link, _) = Link::dial(address, Versions::OURS).await?;
+    let (mut link, _) = Link::dial(address, Versions::OURS, None).await?;
     let hello = Hello {
         versions: Versions::OURS,
         version: link.version(),

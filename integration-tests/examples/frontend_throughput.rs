@@ -106,6 +106,7 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
             deadline: Duration::from_secs(60),
             api_key: None,
             limits: Limits::default(),
+            tls: None,
             admission: Admission::new(Bounds { concurrency: 1024, queue: 4096, queue_bytes: 1 << 27 }),
             memory: InputMemory::new(1 << 28, workers),
             health: Arc::new(|| Health { state: HealthState::Ok, role: "local", peers: 0, live_requests: 0 }),

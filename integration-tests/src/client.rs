@@ -4,18 +4,39 @@ use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsConfigBuilder};
 
+use crate::certificates::Authority;
 use crate::deadline::{ANSWER_WITHIN, STATE_WITHIN};
 
-/// Keeps connections from one request to the next, as most clients do.
+/// Keeps connections from one request to the next, as most clients do. It checks no certificates: tests of TLS have an agent of their own
+/// ([`trusting`]).
 static AGENT: LazyLock<ureq::Agent> = LazyLock::new(|| {
-    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    let tls = TlsConfig::builder().disable_verification(true);
+    let config = ureq::Agent::config_builder().http_status_as_error(false).tls_config(with_ring(tls));
     config.max_idle_connections(1024).max_idle_connections_per_host(256).build().into()
 });
+
+fn with_ring(tls: TlsConfigBuilder) -> TlsConfig {
+    tls.unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider())).build()
+}
+
+/// A client that trusts this authority only.
+pub fn trusting(authority: &Authority) -> ureq::Agent {
+    let roots = RootCerts::from([Certificate::from_der(authority.der()).to_owned()]);
+    let config =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_WITHIN));
+    config.tls_config(with_ring(TlsConfig::builder().root_certs(roots))).build().into()
+}
+
+/// The URL of a path. An address without a scheme is one of plain HTTP.
+fn url(address: &str, path: &str) -> String {
+    if address.contains("://") { format!("{address}{path}") } else { format!("http://{address}{path}") }
+}
 
 /// POSTs JSON. Returns the status and the body.
 ///
@@ -30,7 +51,7 @@ pub fn post(address: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
 /// # Errors
 /// As [`post`].
 pub fn post_with(address: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Result<(u16, Value)> {
-    let request = AGENT.post(format!("http://{address}{path}"));
+    let request = AGENT.post(url(address, path));
     let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
     let mut response = request.config().timeout_global(Some(ANSWER_WITHIN)).build().send_json(body)?;
     let status = response.status().as_u16();
@@ -39,7 +60,7 @@ pub fn post_with(address: &str, path: &str, headers: &[(&str, &str)], body: &Val
 
 /// GETs text. Returns the status and the body.
 fn get_body(address: &str, path: &str) -> Result<(u16, String)> {
-    let request = AGENT.get(format!("http://{address}{path}"));
+    let request = AGENT.get(url(address, path));
     let mut response = request.config().timeout_global(Some(STATE_WITHIN)).build().call()?;
     let status = response.status().as_u16();
     Ok((status, response.body_mut().read_to_string()?))

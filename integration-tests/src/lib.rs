@@ -4,6 +4,7 @@
 //! Tests bind every port as 0 and read the address back. Every wait has a deadline. A process ends with the test that started it.
 #![forbid(unsafe_code)]
 
+pub mod certificates;
 pub mod client;
 pub mod deadline;
 pub mod fixtures;

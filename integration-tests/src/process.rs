@@ -134,7 +134,7 @@ impl Process {
         format!("{what}; `runtime {}` logged:\n{}", self.name, self.log())
     }
 
-    /// The address of the port that is configured under `key`.
+    /// The address of the port that is configured under `key`. That of a port with TLS begins with `https://`.
     ///
     /// # Errors
     /// As [`wait_event`](Self::wait_event).

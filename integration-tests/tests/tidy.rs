@@ -219,7 +219,7 @@ fn keys_named<'a>(text: &'a str, sections: &BTreeSet<&str>) -> Vec<&'a str> {
         .map(|word| word.trim_end_matches(['.', '/']))
         .filter(|word| {
             word.split_once('.').is_some_and(|(section, name)| {
-                sections.contains(section) && !name.contains(['.', '/']) && name != "rs"
+                sections.contains(section) && !name.contains(['.', '/']) && !["rs", "md"].contains(&name)
             })
         })
         .collect()

@@ -114,6 +114,14 @@ pub struct StartOptions {
     #[arg(long, value_name = "KEY", help_heading = VLLM)]
     pub api_key: Option<String>,
 
+    /// PEM file with the certificate of the HTTP ports, which then serve HTTPS (`tls.cert_file`)
+    #[arg(long, value_name = "FILE", help_heading = VLLM)]
+    pub ssl_certfile: Option<String>,
+
+    /// PEM file with the key of the certificate (`tls.key_file`)
+    #[arg(long, value_name = "FILE", help_heading = VLLM)]
+    pub ssl_keyfile: Option<String>,
+
     /// How the model writes tool calls: hermes, llama3_json, mistral or none (`frontend.tool_call_parser`)
     #[arg(long, value_name = "NAME", help_heading = VLLM)]
     pub tool_call_parser: Option<String>,
@@ -222,13 +230,15 @@ impl StartOptions {
         let file = self.config.clone().or_else(|| surroundings.lmcache_file.clone());
         let role = self.role(file.as_deref())?;
         let port = if matches!(role, Role::Local | Role::Proxy) { "frontend.port" } else { "http.port" };
-        let named: [(&str, &[&str], &Option<String>); 8] = [
+        let named: [(&str, &[&str], &Option<String>); 10] = [
             ("--model", &["model"], &self.model),
             ("--port", &[port], &self.port),
             ("--host", &["http.host", "frontend.host"], &self.host),
             ("--served-model-name", &["served_model_name"], &self.served_model_name),
             ("--max-model-len", &["request.context_tokens"], &self.max_model_len),
             ("--api-key", &["request.api_key"], &self.api_key),
+            ("--ssl-certfile", &["tls.cert_file"], &self.ssl_certfile),
+            ("--ssl-keyfile", &["tls.key_file"], &self.ssl_keyfile),
             ("--tool-call-parser", &["frontend.tool_call_parser"], &self.tool_call_parser),
             ("--reasoning-parser", &["frontend.reasoning_parser"], &self.reasoning_parser),
         ];
@@ -404,6 +414,8 @@ mod tests {
         assert_eq!(config.request.api_key.unwrap().reveal(), "k");
         assert_eq!(config.notes, ["--kv-transfer-config: ignored kv_connector, kv_connector_extra_config"]);
         assert_eq!(resolved(&["--port", "9001"], &[]).unwrap().frontend.port, 9001);
+        let tls = resolved(&["--ssl-certfile", "c.pem", "--ssl-keyfile", "k.pem"], &[]).unwrap().tls;
+        assert_eq!((tls.cert_file, tls.key_file), (Some("c.pem".into()), Some("k.pem".into())));
     }
 
     #[test]

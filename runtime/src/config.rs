@@ -45,8 +45,8 @@ use figment::value::Value;
 use layers::Layers;
 use values::{
     Show, address, bytes, bytes_or_zero, count, device, duration, duration_or_zero, endpoints, host,
-    load_format, local_prefill, one_of, optional, path, peer, peers, pod, port, rate, secret, segment, share,
-    text, truth,
+    load_format, local_prefill, names, one_of, optional, path, peer, peers, pod, port, rate, secret, segment,
+    share, text, truth,
 };
 
 pub use flag::Flag;
@@ -140,6 +140,13 @@ sections! {
         reasoning_parser: Option<String> =
             |value| optional(value, |value| one_of(value, &["deepseek_r1", "qwen3", "none"])), |_, _| layers::NOTHING;
     }
+    /// TLS of the HTTP ports, `http.port` and `frontend.port`.
+    tls: TlsSection {
+        /// A PEM file with the certificate of the HTTP ports, and after it its chain. If it is set, both ports serve HTTPS.
+        cert_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+        /// A PEM file with the key of `tls.cert_file`.
+        key_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+    }
     /// The placement of prompts.
     routing: RoutingSection {
         /// Memory for the index of the prompts that were placed, which says which process has which prefixes cached. 0 turns it off.
@@ -160,6 +167,14 @@ sections! {
         advertise: Option<SocketAddr> = |value| optional(value, address), |_, _| layers::NOTHING;
         /// Secret that both ends of a link must have. Without a secret, any process that reaches the port may join and write pages.
         secret: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
+        /// A PEM file with the certificate that this process shows to its peers, and after it its chain. If it is set, the link uses TLS.
+        tls_cert_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+        /// A PEM file with the key of `link.tls_cert_file`.
+        tls_key_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+        /// A PEM file with the authorities that sign the certificates of peers.
+        tls_ca_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+        /// Names and addresses of which a peer's certificate must have one. The default is the address that is dialled, and any name of a peer that dials.
+        tls_allowed_names: Vec<String> = names, |_, _| Vec::<String>::new();
         /// The link ports, as `host:port`, of the processes that a sender or node prefills for. A sender without a list dials `link.host:link.port`. A node ignores its own address.
         peers: Vec<String> = peers, |_, _| Vec::<String>::new();
         /// Maximum number of sessions of a process, in both directions together.
@@ -182,6 +197,10 @@ sections! {
     fleet: FleetSection {
         /// The HTTP ports (`http.port`) of the nodes that a proxy forwards requests to, as `host:port`.
         nodes: Vec<String> = peers, |_, _| Vec::<String>::new();
+        /// A PEM file with the authorities that sign the certificates of nodes. If it is set, the proxy connects to nodes with HTTPS.
+        nodes_ca_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
+        /// The name in the certificates of all nodes. The default is the host in the address of each node.
+        nodes_tls_name: Option<String> = |value| optional(value, host), |_, _| layers::NOTHING;
         /// The name of the fleet. Processes with the same etcd and name are members of one fleet.
         cluster: String = segment, |_, _| "default";
         /// A host name and a port. The process finds members at all addresses of the name, such as that of a headless Service in Kubernetes.
@@ -312,6 +331,8 @@ pub struct Config {
     pub http: HttpSection,
     /// The frontend port, where senders may prefill the prompts of requests.
     pub frontend: FrontendSection,
+    /// TLS of the HTTP ports.
+    pub tls: TlsSection,
     /// The placement of prompts.
     pub routing: RoutingSection,
     /// The link between a sender and a receiver.
@@ -367,6 +388,7 @@ impl Config {
             served_model_name: layers.get("served_model_name", |value| optional(value, text))?,
             http: HttpSection::read(layers)?,
             frontend: FrontendSection::read(layers)?,
+            tls: TlsSection::read(layers)?,
             routing: RoutingSection::read(layers)?,
             link: LinkSection::read(layers)?,
             ring: RingSection::read(layers)?,
@@ -406,6 +428,7 @@ impl Config {
         ];
         self.http.show(&mut out);
         self.frontend.show(&mut out);
+        self.tls.show(&mut out);
         self.routing.show(&mut out);
         self.link.show(&mut out);
         self.ring.show(&mut out);

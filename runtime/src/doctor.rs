@@ -7,6 +7,7 @@
 //! a driver or a file system hangs. Nothing is changed on the machine: ports are released at once, and no session with a peer is opened.
 
 mod awaited;
+mod certificates;
 mod fleet;
 mod gpu;
 mod machine;
@@ -130,6 +131,11 @@ const CHECKS: &[Checkup] = &[
     Checkup { name: "locked memory", if_stuck: "see if /sys is mounted", run: machine::locked_memory },
     Checkup { name: "loopback", if_stuck: "run `ip link set lo up`", run: network::loopback },
     Checkup { name: "ports", if_stuck: "see if the names of the hosts resolve", run: network::ports },
+    Checkup {
+        name: "certificates",
+        if_stuck: "see if the file system of the certificates answers (ls, dmesg)",
+        run: certificates::check,
+    },
     Checkup {
         name: "ucx",
         if_stuck: "see if the file system of the library answers",

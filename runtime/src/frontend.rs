@@ -78,6 +78,7 @@ use common::metrics::MetricsText;
 use serde::Serialize;
 use socket2::{SockRef, TcpKeepalive};
 
+use crate::tls::HttpTls;
 use api_key::ApiKey;
 use connection::{Connection, attend};
 
@@ -87,7 +88,7 @@ pub use admission::{Admission, Bounds};
 pub use chat_template::{ChatTemplate, Conversation};
 pub use field_table::parameters_page;
 pub use fleet::{FleetOverview, FleetProxy, FleetSettings, poll, set_nodes};
-pub(crate) use fleet::{with_causes, write_none as write_proxy_metrics};
+pub(crate) use fleet::{node_report as ask_node_report, with_causes, write_none as write_proxy_metrics};
 pub use limits::Limits;
 pub use memory::InputMemory;
 #[cfg(test)]
@@ -132,6 +133,8 @@ pub struct Frontend {
     pub api_key: Option<String>,
     /// The limits for clients.
     pub limits: Limits,
+    /// The certificate of the port; `None` serves without TLS.
+    pub tls: Option<HttpTls>,
     /// The permits and the queue of the process. While the process drains, they are closed and requests are answered 503.
     pub admission: Admission,
     /// The memory budget for clients' requests.
@@ -292,9 +295,9 @@ impl Frontend {
     /// # Errors
     /// The system refuses to listen.
     pub fn serve(self, listener: TcpListener, workers: usize) -> io::Result<Server> {
-        let (limits, drain, api_key) = (self.limits, self.drain, self.api_key.clone());
+        let (limits, drain, api_key, tls) = (self.limits, self.drain, self.api_key.clone(), self.tls.clone());
         let frontend = web::Data::new(self);
-        listen(listener, workers, limits, drain, api_key, move |services| {
+        listen(listener, workers, limits, drain, api_key, tls, move |services| {
             services
                 .app_data(frontend.clone())
                 .service(post("/v1/completions", web::post().to(handlers::completions)))
@@ -328,6 +331,7 @@ fn listen(
     limits: Limits,
     drain: Duration,
     api_key: Option<String>,
+    tls: Option<HttpTls>,
     services: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
 ) -> io::Result<Server> {
     prepare(&listener, &limits)?;
@@ -340,7 +344,7 @@ fn listen(
             .wrap(from_fn(api_key::check))
             .wrap(from_fn(attend))
     });
-    Ok(server
+    let server = server
         .workers(workers)
         .disable_signals()
         // A client that half-closes counts as gone: its request is aborted.
@@ -349,9 +353,15 @@ fn listen(
         .keep_alive(limits.idle)
         .max_connections(limits.connections.div_ceil(workers))
         .on_connect(Connection::accept(limits))
-        .shutdown_timeout(drain.as_secs_f64().ceil() as u64)
-        .listen(listener)?
-        .run())
+        .shutdown_timeout(drain.as_secs_f64().ceil() as u64);
+    let server = match tls {
+        None => server.listen(listener)?,
+        Some(tls) => {
+            let config = tls.server().map_err(io::Error::other)?;
+            server.tls_handshake_timeout(limits.head).listen_rustls_0_23(listener, config)?
+        }
+    };
+    Ok(server.run())
 }
 
 /// A path that accepts POST only.

@@ -12,6 +12,7 @@
 //! - [`membership`]: the members of a fleet, from etcd or DNS.
 //! - [`grammar`]: compiles the grammars that answers follow.
 //! - [`frontend`]: the only module that knows HTTP, OpenAI's JSON, the tokenizer and the chat template.
+//! - [`tls`]: the certificates and keys of HTTP and of the link.
 //! - [`drain`]: the stages of the end of a process's work.
 //! - [`kv_events`]: publishes the changes of the prefix cache to routers.
 //! - [`config`]: the only module that reads the environment and configuration files.
@@ -40,3 +41,4 @@ pub mod process_metrics;
 pub mod roles;
 pub mod service_manager;
 pub mod telemetry;
+pub mod tls;

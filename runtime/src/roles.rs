@@ -35,6 +35,7 @@ use crate::open_files;
 use crate::service_manager::{self, ServiceManager};
 use crate::telemetry;
 use announcing::Announcing;
+use certificates::Certificates;
 use ending::{
     Signals, TEAR_DOWN_LIMIT, drain_when_asked, end_at_faults, ending, exit_after, leave_when_asked,
 };
@@ -43,6 +44,7 @@ use plan::OpenFilePlan;
 use servers::Servers;
 
 mod announcing;
+pub(crate) mod certificates;
 mod ending;
 pub(crate) mod exposure;
 pub(crate) mod joining;
@@ -51,16 +53,18 @@ pub(crate) mod proxying;
 mod reporting;
 mod servers;
 
-/// The listening sockets of a process. They are opened before the model is loaded, so that a port in use is noticed at once.
+/// The listening sockets of a process, and their certificates. They are opened before the model is loaded, so that a port in use is noticed at once.
 struct ListeningSockets {
     http: Option<TcpListener>,
     frontend: Option<TcpListener>,
     link: Option<TcpListener>,
     kv_events: Option<KvEventPorts>,
+    certificates: Certificates,
 }
 
 impl ListeningSockets {
     fn open(role: Role, config: &Config) -> anyhow::Result<Self> {
+        let certificates = Certificates::open(role, config)?;
         let ports = plan::ports(role, config);
         let open = |key: &str| {
             let port = ports.iter().find(|port| port.key == key);
@@ -72,6 +76,7 @@ impl ListeningSockets {
             frontend: open("frontend.port")?,
             link: open("link.port")?,
             kv_events: kv_events.transpose()?,
+            certificates,
         })
     }
 
@@ -171,7 +176,9 @@ fn log_link_port(listener: &TcpListener, config: &Config) -> std::io::Result<()>
             "this node works alone, because link.peers is empty; to connect another process, set its link.peers to this address"
         );
     }
-    if let Some(warning) = Port::Link.warning(address, config.link.secret.as_ref()) {
+    // With TLS, only peers with a certificate of the authorities can join.
+    let warning = Port::Link.warning(address, config.link.secret.as_ref());
+    if let Some(warning) = warning.filter(|_| config.link.tls_cert_file.is_none()) {
         tracing::warn!(%address, "{warning}");
     }
     Ok(())
@@ -261,6 +268,7 @@ fn start_node(
         versions: Versions::OURS,
         finds_peers: role.dials_peers() && config.fleet.source().is_some(),
         secret: config.link.secret.as_ref().map(|secret| secret.reveal().to_owned()),
+        tls: ports.certificates.link.clone(),
         http: config.http.advertise.or(http),
         ring_bytes: config.ring.bytes.0,
         limits: SessionLimits { sessions: config.link.sessions, idle: config.link.idle },

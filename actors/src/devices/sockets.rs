@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use connector::frame::{self, Capabilities, Frame, Hello, Incarnation, KvShape, Versions};
+use connector::link::tls::LinkTls;
 use connector::link::{Link, LinkError, Prover};
 use connector::process::Pidfd;
 use connector::transport::Descriptor;
@@ -42,6 +43,8 @@ pub struct Identity {
     pub shape: KvShape,
     /// The value of `link.secret`.
     pub secret: Option<String>,
+    /// TLS of the link; `None` for bytes in clear.
+    pub tls: Option<Arc<LinkTls>>,
     /// Upper bound of the credits outstanding in an incoming session.
     pub ring_pages: u32,
     /// Whether this process can prefill and decode.
@@ -163,8 +166,9 @@ impl Sockets {
             let Ok(permit) = handshakes.clone().try_acquire_owned() else { continue };
             let sockets = self.clone();
             actix::spawn(async move {
-                let Identity { incarnation, versions, shape, secret, .. } = &sockets.shared.identity;
-                match Link::accept(stream, *versions, *incarnation, shape, secret.as_deref()).await {
+                let Identity { incarnation, versions, shape, secret, tls, .. } = &sockets.shared.identity;
+                let (secret, tls) = (secret.as_deref(), tls.as_deref());
+                match Link::accept(stream, *versions, *incarnation, shape, secret, tls).await {
                     Ok((link, hello)) => sockets.report_hello(link, &hello),
                     // A peer that finds itself, or a process that it is connected with, closes the connection.
                     Err(LinkError::Closed) => {
@@ -198,7 +202,8 @@ impl Sockets {
     }
 
     async fn dial(self, Dial { receiver, address }: Dial) {
-        match Link::dial(&address, self.shared.identity.versions).await {
+        let Identity { versions, tls, .. } = &self.shared.identity;
+        match Link::dial(&address, *versions, tls.as_deref()).await {
             Ok((link, challenge)) => {
                 let incarnation = challenge.incarnation;
                 let connection = self.keep(Connection::Challenged(Box::new(link)));

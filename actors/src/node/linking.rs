@@ -46,6 +46,7 @@ pub(super) fn start<E>(
         versions: link.versions,
         shape,
         secret: link.secret,
+        tls: link.tls,
         ring_pages: parts.shares.ring,
         capabilities,
         http: http.map(|http| http.to_string()).unwrap_or_default(),

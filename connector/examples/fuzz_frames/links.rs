@@ -32,14 +32,14 @@ pub(crate) fn fuzz_links_for(turn: Duration, random: &mut Random, lines: &mut [L
                 let address = listener.local_addr().expect("the socket is bound").to_string();
                 let ours = async {
                     if dials {
-                        let (mut link, _) = Link::dial(&address, Versions::OURS).await?;
+                        let (mut link, _) = Link::dial(&address, Versions::OURS, None).await?;
                         link.hello(hello, None).await?;
                         return Ok(frames(link, &mut line.decoded).await);
                     }
                     let (stream, _) = listener.accept().await?;
                     let (incarnation, shape) = (hello.incarnation, inputs::shape());
                     let (mut link, _) =
-                        Link::accept(stream, Versions::OURS, incarnation, &shape, None).await?;
+                        Link::accept(stream, Versions::OURS, incarnation, &shape, None, None).await?;
                     link.welcome(welcome).await?;
                     Ok::<LinkError, LinkError>(frames(link, &mut line.decoded).await)
                 };

@@ -9,7 +9,7 @@ const LISTENER: Incarnation = Incarnation { pid: 2, start_ticks: 2, boot: 3, pid
 
 /// Dials and sends this Hello.
 async fn dial(address: &str, hello: Hello, secret: Option<&str>) -> Result<(Link, Box<Welcome>), LinkError> {
-    let (mut link, _) = Link::dial(address, Versions::OURS).await?;
+    let (mut link, _) = Link::dial(address, Versions::OURS, None).await?;
     let welcome = link.hello(hello, secret).await?;
     Ok((link, welcome))
 }
@@ -69,7 +69,7 @@ async fn listener() -> (TcpListener, String) {
 
 async fn serve(listener: TcpListener, secret: Option<&'static str>) -> Result<Link, LinkError> {
     let (stream, _) = listener.accept().await?;
-    let (mut link, _) = Link::accept(stream, Versions::OURS, LISTENER, &shape(7), secret).await?;
+    let (mut link, _) = Link::accept(stream, Versions::OURS, LISTENER, &shape(7), secret, None).await?;
     link.welcome(welcome(link.nonces(), secret)).await?;
     Ok(link)
 }
@@ -109,7 +109,7 @@ async fn a_question_is_answered_without_a_session() {
     let ask = async |ours: Option<&'static str>, theirs: Option<&'static str>, model: u8| {
         let (listener, address) = listener().await;
         let question = async {
-            let (link, _) = Link::dial(&address, Versions::OURS).await?;
+            let (link, _) = Link::dial(&address, Versions::OURS, None).await?;
             link.ask(hello(model), theirs).await
         };
         let (served, asked) = tokio::join!(serve(listener, ours), question);
@@ -144,7 +144,11 @@ async fn accept_without_presence(incarnation: Incarnation, ends: bool) -> Result
     let (listener, address) = listener().await;
     let dialer = async {
         let stream = TcpStream::connect(&address).await?;
-        let mut link = Link::new(stream, Versions::OURS, Nonces { listener: [0; 32], dialer: [0; 32] })?;
+        let mut link = Link::new(
+            LinkStream::Plain(stream),
+            Versions::OURS,
+            Nonces { listener: [0; 32], dialer: [0; 32] },
+        )?;
         link.receive::<Challenge>().await?;
         link.send(&Hello { incarnation, ..hello(7) }).await?;
         Ok::<_, LinkError>((!ends).then_some(link))
@@ -154,7 +158,7 @@ async fn accept_without_presence(incarnation: Incarnation, ends: bool) -> Result
         if ends {
             stream.readable().await?;
         }
-        Link::accept(stream, Versions::OURS, LISTENER, &shape(7), None).await
+        Link::accept(stream, Versions::OURS, LISTENER, &shape(7), None, None).await
     };
     let (dialled, accepted) = tokio::join!(dialer, listening);
     let _open = dialled?;
@@ -237,8 +241,8 @@ async fn a_socket_connected_to_itself_is_closed_and_frees_its_port() {
     socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port is free");
     let address = socket.local_addr().expect("the socket is bound");
     let stream = socket.connect(address).await.expect("TCP lets a socket connect to itself");
-    let nonces = Nonces { listener: [0; 32], dialer: [0; 32] };
-    let error = Link::new(stream, Versions::OURS, nonces).err().expect("refused");
+    let error = LinkError::from(prepare(&stream).expect_err("refused"));
+    drop(stream);
     assert!(error.to_string().contains("itself") && !error.is_permanent(), "{error}");
     TcpListener::bind(address).await.expect("the port is free, without TIME_WAIT");
 }
@@ -252,7 +256,7 @@ async fn a_peer_of_another_version_is_refused_with_the_reason() {
     ] {
         let (listener, address) = listener().await;
         let other = async {
-            let (mut link, _) = Link::dial(&address, Versions::OURS).await?;
+            let (mut link, _) = Link::dial(&address, Versions::OURS, None).await?;
             // A Hello of an unknown version: only its first 12 bytes can be decoded.
             let mut bytes = wire::encode(&theirs)?;
             bytes.extend([0xaa; 40]);
@@ -278,9 +282,9 @@ async fn a_listener_of_another_version_is_left_with_the_reason() {
         let (served, dialled) = tokio::join!(
             async {
                 let (stream, _) = listener.accept().await?;
-                Link::accept(stream, theirs, LISTENER, &shape(7), None).await.map(drop)
+                Link::accept(stream, theirs, LISTENER, &shape(7), None, None).await.map(drop)
             },
-            Link::dial(&address, ours)
+            Link::dial(&address, ours, None)
         );
         let error = dialled.err().expect("there is no common version");
         assert!(error.is_permanent() && error.to_string().contains(expect), "{error}");
@@ -295,13 +299,13 @@ async fn two_builds_use_the_highest_version_of_both() {
         let (listener, address) = listener().await;
         let listening = async {
             let (stream, _) = listener.accept().await?;
-            let (mut link, hello) = Link::accept(stream, receiver, LISTENER, &shape(7), None).await?;
+            let (mut link, hello) = Link::accept(stream, receiver, LISTENER, &shape(7), None, None).await?;
             assert_eq!((hello.versions, hello.version), (sender, expect));
             link.welcome(welcome(link.nonces(), None)).await?;
             Ok::<_, LinkError>(link)
         };
         let dialling = async {
-            let (mut link, _) = Link::dial(&address, sender).await?;
+            let (mut link, _) = Link::dial(&address, sender, None).await?;
             link.hello(hello(7), None).await?;
             Ok::<_, LinkError>(link)
         };
@@ -331,7 +335,7 @@ async fn two_builds_use_the_highest_version_of_both() {
 async fn a_dialer_that_chooses_another_version_is_refused_with_the_reason() {
     let (listener, address) = listener().await;
     let other = async {
-        let (mut link, _) = Link::dial(&address, Versions::OURS).await?;
+        let (mut link, _) = Link::dial(&address, Versions::OURS, None).await?;
         let version = Versions::OURS.highest + 1;
         link.send(&Hello { version, versions: Versions::new(1, version), ..hello(7) }).await?;
         link.receive::<Answer>().await
@@ -347,7 +351,11 @@ async fn a_dialer_reads_the_challenge_of_a_later_version() {
     let (listener, address) = listener().await;
     let later = async {
         let (stream, _) = listener.accept().await?;
-        let mut link = Link::new(stream, Versions::OURS, Nonces { listener: [0; 32], dialer: [0; 32] })?;
+        let mut link = Link::new(
+            LinkStream::Plain(stream),
+            Versions::OURS,
+            Nonces { listener: [0; 32], dialer: [0; 32] },
+        )?;
         let versions = Versions::new(Versions::OURS.highest, Versions::OURS.highest + 5);
         let mut bytes = wire::encode(&Challenge { versions, nonce: [9; 32], incarnation: LISTENER })?;
         bytes.extend(b"appended later");
@@ -355,7 +363,7 @@ async fn a_dialer_reads_the_challenge_of_a_later_version() {
         link.receive::<Hello>().await
     };
     let dialer = async {
-        let (mut link, challenge) = Link::dial(&address, Versions::OURS).await?;
+        let (mut link, challenge) = Link::dial(&address, Versions::OURS, None).await?;
         assert_eq!(challenge.incarnation, LISTENER);
         link.hello(hello(7), None).await
     };

@@ -43,6 +43,10 @@ pub enum Event {
     CertificatesUnread,
     /// The files for TLS were read again.
     CertificatesRead,
+    /// Files for TLS of HTTP or of the link have changed and cannot be used.
+    PemUnusable,
+    /// Files for TLS of HTTP or of the link have changed and are in use.
+    PemRenewed,
     /// The fleet has more peers than `link.sessions`. Field: `sessions`.
     TooManyPeers,
     /// A header names no prefiller that can be used. Field: `addresses`.
@@ -72,6 +76,8 @@ impl Event {
             Self::EntrySkipped => " an entry of the fleet is skipped",
             Self::CertificatesUnread => " the certificates for etcd cannot be read",
             Self::CertificatesRead => " the certificates for etcd were read again",
+            Self::PemUnusable => ": the new files cannot be used",
+            Self::PemRenewed => ": the files have changed and are in use",
             Self::TooManyPeers => " the fleet has more peers for this process than link.sessions",
             Self::HeaderUnknown => " prefiller header names no connected sender",
             Self::NodeLeftOut => " node is left out: ",

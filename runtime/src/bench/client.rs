@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use common::sse::{SseMessage, SseReader};
 use serde_json::{Map, Value, json};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::dataset::BenchRequest;
 use super::{Backend, DatasetName, LoadOptions};
+use crate::config::Surroundings;
+use crate::tls;
 
 /// The result of a request. Times are in seconds.
 #[derive(Clone, Debug, Default)]
@@ -48,14 +51,18 @@ pub(super) struct BenchClient<'a> {
 
 impl<'a> BenchClient<'a> {
     /// `patience` is the maximum time for a request.
+    ///
+    /// # Errors
+    /// The URL begins with `https`, and the certificate authorities of the machine cannot be read.
     pub(super) fn new(
         options: &'a LoadOptions,
         base: String,
         model: String,
         key: Option<String>,
         patience: Duration,
-    ) -> Self {
-        Self { options, base, model, agent: agent(patience), key }
+    ) -> Result<Self, String> {
+        let agent = agent(&base, patience)?;
+        Ok(Self { options, base, model, agent, key })
     }
 
     fn body(&self, asked: &BenchRequest) -> Value {
@@ -132,9 +139,18 @@ impl<'a> BenchClient<'a> {
     }
 }
 
-fn agent(patience: Duration) -> ureq::Agent {
+/// Connections to `base`. For `https`, the certificate authorities of the machine are trusted, or those in `SSL_CERT_FILE`.
+fn agent(base: &str, patience: Duration) -> Result<ureq::Agent, String> {
     let config = ureq::Agent::config_builder().timeout_global(Some(patience)).http_status_as_error(false);
-    config.max_idle_connections(4096).max_idle_connections_per_host(4096).build().into()
+    let mut config = config.max_idle_connections(4096).max_idle_connections_per_host(4096);
+    if base.starts_with("https:") {
+        let found = tls::of_system(Surroundings::of_process().hub.certificates.as_deref())?;
+        let roots: Vec<Certificate<'static>> =
+            found.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
+        let tls = TlsConfig::builder().root_certs(RootCerts::from(roots.into_iter()));
+        config = config.tls_config(tls.unversioned_rustls_crypto_provider(tls::provider()).build());
+    }
+    Ok(config.build().into())
 }
 
 /// Id and root of the first model that the server lists.
@@ -143,7 +159,7 @@ pub(super) fn first_model(
     key: Option<&str>,
     patience: Duration,
 ) -> Result<(String, String), String> {
-    let mut request = agent(patience).get(format!("{base}/v1/models"));
+    let mut request = agent(base, patience)?.get(format!("{base}/v1/models"));
     if let Some(key) = key {
         request = request.header("authorization", format!("Bearer {key}"));
     }
@@ -298,7 +314,8 @@ mod tests {
         let port = port.to_string();
         let options = crate::bench::testing::options(&["--port", &port]).load;
         let client =
-            BenchClient::new(&options, options.base(), "m".to_owned(), None, Duration::from_secs(600));
+            BenchClient::new(&options, options.base(), "m".to_owned(), None, Duration::from_secs(600))
+                .unwrap();
         for n in 0..3 {
             let asked = BenchRequest { prompt: "a".to_owned(), prompt_tokens: 1, output_tokens: 1 };
             let output = client.ask(&asked, &n.to_string(), Instant::now());

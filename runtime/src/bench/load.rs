@@ -61,7 +61,8 @@ pub(super) fn connect(
     // Each request in flight has a connection.
     open_files::raise();
     let model = options.model.clone().unwrap_or(listed);
-    Ok((BenchClient::new(options, base, model, key, patience), root))
+    let client = BenchClient::new(options, base, model, key, patience).map_err(|reason| anyhow!(reason))?;
+    Ok((client, root))
 }
 
 /// The model that turns prompts into tokens: that of `--tokenizer`, or that of the server, if it is on this machine. `None` if the

@@ -212,6 +212,7 @@ fn start(
         versions: Versions::OURS,
         finds_peers: false,
         secret: None,
+        tls: None,
         http: None,
         ring_bytes: config.ring.bytes.0,
         limits: SessionLimits::default(),

@@ -41,7 +41,8 @@ impl Role {
 
     /// Whether a process of this role uses the key.
     pub(super) fn uses(self, key: &str) -> bool {
-        let is_of_others = key.starts_with("node.") || key == "fleet.nodes";
+        let is_of_proxies = key.starts_with("fleet.nodes");
+        let is_of_others = key.starts_with("node.") || is_of_proxies;
         match self {
             Self::Receiver => !["link.peers", "link.idle", "fleet.dns"].contains(&key) && !is_of_others,
             Self::Sender => {
@@ -50,7 +51,7 @@ impl Role {
                     && !is_of_others
                     && !OF_ROUTERS.contains(&key)
             }
-            Self::Node => key != "fleet.nodes",
+            Self::Node => !is_of_proxies,
             Self::Proxy => OF_PROXIES.contains(&key) || !key.contains('.') || key.starts_with("fleet."),
             Self::Local => {
                 let unused = ["http.", "link.", "ring.", "node.", "transport.", "fleet."];
@@ -75,6 +76,8 @@ const OF_PROXIES: &[&str] = &[
     "frontend.port",
     "frontend.tool_call_parser",
     "frontend.reasoning_parser",
+    "tls.cert_file",
+    "tls.key_file",
     "routing.index_bytes",
     "routing.ttft_target",
     "request.deadline",

@@ -34,6 +34,8 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
         "must be hermes, llama3_json, mistral or none",
     ),
     ("frontend.reasoning_parser", "qwen3", "qwen3", "r1", "must be deepseek_r1, qwen3 or none"),
+    ("tls.cert_file", "/c", "/c", "", "must be a path"),
+    ("tls.key_file", "/k", "/k", "", "must be a path"),
     ("routing.index_bytes", "0", "0", "much", "must be 0 or a size such as 16MiB"),
     ("routing.ttft_target", "500ms", "500ms", "soon", "must be a duration"),
     ("routing.inter_token_bound", "25ms", "25ms", "25", "must be a duration with a unit"),
@@ -41,12 +43,18 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("link.port", "5", "5", "abc", "must be a port from 0 to 65535, not \"abc\""),
     ("link.advertise", "10.0.0.1:5", "\"10.0.0.1:5\"", "node-1:5", "must be an address such as"),
     ("link.secret", "hush", "\"***\"", "***", "only masks a secret"),
+    ("link.tls_cert_file", "/c", "/c", "", "must be a path"),
+    ("link.tls_key_file", "/k", "/k", "", "must be a path"),
+    ("link.tls_ca_file", "/a", "/a", "", "must be a path"),
+    ("link.tls_allowed_names", "a.b, 10.0.0.1", "[a.b, 10.0.0.1]", "a:1", "but \"a:1\" is neither"),
     ("link.peers", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must be a list of host:port, but \"a\" is not"),
     ("link.sessions", "9", "9", "0", "must be a whole number from 1 to 4096"),
     ("link.idle", "90s", "90s", "10", "must be a duration with a unit"),
     ("ring.bytes", "1.5 MiB", "1536KiB", "1 parsec", "must be a size above zero such as 1GiB"),
     ("node.prefill_pages", "7", "7", "0", "must be a whole number from 1"),
     ("fleet.nodes", "a:1, b:2", "[\"a:1\", \"b:2\"]", "a", "must be a list of host:port, but \"a\" is not"),
+    ("fleet.nodes_ca_file", "/c", "/c", "", "must be a path"),
+    ("fleet.nodes_tls_name", "nodes", "nodes", "a:1", "must be a host name"),
     ("fleet.cluster", "blue-1", "blue-1", "a/b", "must have only letters, digits"),
     ("fleet.dns", "nodes:8200", "\"nodes:8200\"", "nodes", "must be host:port, not \"nodes\""),
     (
@@ -136,16 +144,26 @@ fn the_table_has_every_key() {
     assert!(keys().all(|key| key.doc.len() > 10));
 }
 
+/// Settings of the other files for TLS that must be set together with this key.
+fn with_others(key: &str) -> Vec<Flag> {
+    let files =
+        ["tls.cert_file", "tls.key_file", "link.tls_cert_file", "link.tls_key_file", "link.tls_ca_file"];
+    let is_tls = files.contains(&key) || key == "link.tls_allowed_names";
+    files.iter().filter(|file| is_tls && **file != key).map(|file| set(file, "/other")).collect()
+}
+
 #[test]
 fn a_good_value_comes_through_each_layer() {
     for (key, good, expect, ..) in TABLE {
-        let by_flag = Config::load(Role::Sender, None, &[set(key, good)], surroundings(&[])).unwrap();
+        let others = with_others(key);
+        let flags = [&others[..], &[set(key, good)]].concat();
+        let by_flag = Config::load(Role::Sender, None, &flags, surroundings(&[])).unwrap();
         assert_eq!(shown(&by_flag, key), *expect, "{key} by flag");
         let around = surroundings(&[(&variable(key), good)]);
-        let by_variable = Config::load(Role::Sender, None, &[], around).unwrap();
+        let by_variable = Config::load(Role::Sender, None, &others, around).unwrap();
         assert_eq!(shown(&by_variable, key), *expect, "{key} by variable");
         let by_file = with_file(&format!("good-{key}"), &yaml(key, good), |file| {
-            Config::load(Role::Sender, Some(file), &[], surroundings(&[])).unwrap()
+            Config::load(Role::Sender, Some(file), &others, surroundings(&[])).unwrap()
         });
         assert_eq!(shown(&by_file, key), *expect, "{key} by file");
     }

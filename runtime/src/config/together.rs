@@ -61,6 +61,7 @@ impl Config {
             problems.push(layers.problem("link.port", reason));
         }
         problems.extend(self.nameless(role).map(|reason| layers.problem("kv_events.pod", reason)));
+        self.check_tls(role, layers, &mut problems);
         self.check_fleet(role, layers, &mut problems);
         if problems.is_empty() { Ok(()) } else { Err(ConfigErrors(problems)) }
     }
@@ -76,6 +77,41 @@ impl Config {
         (self.kv_events.enabled && role != Role::Proxy && is_any && !is_named).then(|| {
             format!("must name this process, because {key} is {host}; set it to the address that routers use")
         })
+    }
+
+    /// Checks that the files for TLS are complete.
+    fn check_tls(&self, role: Role, layers: &Layers, problems: &mut Vec<Problem>) {
+        let (tls, link, fleet) = (&self.tls, &self.link, &self.fleet);
+        let mut groups =
+            vec![vec![("tls.cert_file", tls.cert_file.is_some()), ("tls.key_file", tls.key_file.is_some())]];
+        if role.accepts_peers() || role.dials_peers() {
+            groups.push(vec![
+                ("link.tls_cert_file", link.tls_cert_file.is_some()),
+                ("link.tls_key_file", link.tls_key_file.is_some()),
+                ("link.tls_ca_file", link.tls_ca_file.is_some()),
+            ]);
+            if !link.tls_allowed_names.is_empty() {
+                groups.push(vec![
+                    ("link.tls_allowed_names", true),
+                    ("link.tls_cert_file", link.tls_cert_file.is_some()),
+                ]);
+            }
+        }
+        if role == Role::Proxy && fleet.nodes_tls_name.is_some() {
+            groups.push(vec![
+                ("fleet.nodes_tls_name", true),
+                ("fleet.nodes_ca_file", fleet.nodes_ca_file.is_some()),
+            ]);
+        }
+        for group in groups {
+            let given = group.iter().find(|(_, is_set)| *is_set);
+            let missing: Vec<&str> =
+                group.iter().filter(|(_, is_set)| !is_set).map(|(key, _)| *key).collect();
+            if let (Some((given, _)), false) = (given, missing.is_empty()) {
+                let reason = format!("needs {}; set all of them or none", missing.join(" and "));
+                problems.push(layers.problem(given, reason));
+            }
+        }
     }
 
     /// Checks the keys that say who the members of the fleet are.

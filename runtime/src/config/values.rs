@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use actors::routing::LocalPrefill;
 use figment::value::Value;
+use rustls::pki_types::ServerName;
 
 /// A number of bytes, written as `1GiB`, `512 MiB`, `1.5 GB` or `4096`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -278,6 +279,15 @@ pub(super) fn peer(value: &Value) -> Result<String, String> {
     words(value)
         .filter(|text| is_host_and_port(text))
         .ok_or_else(|| format!("must be host:port, not {}", named(value)))
+}
+
+/// Parses a list of names that certificates can have, or one string with commas between them.
+pub(super) fn names(value: &Value) -> Result<Vec<String>, String> {
+    let entries = list(value).ok_or_else(|| format!("must be a list of host names, not {}", named(value)))?;
+    match entries.iter().find(|entry| ServerName::try_from(entry.as_str()).is_err()) {
+        Some(entry) => Err(format!("must be a list of host names and addresses, but {entry:?} is neither")),
+        None => Ok(entries),
+    }
 }
 
 /// Parses a list of URLs without a path, or one string with commas between them. A URL without a scheme gets `http://`.

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use actors::membership::Member;
 use connector::frame::Versions;
+use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use super::Subject;
 use super::report::{Finding, divided};
 use crate::config::Role;
-use crate::frontend::{NodeReport, NodeState};
+use crate::frontend::{NodeReport, NodeState, ask_node_report};
 use crate::membership::{self, Source};
-use crate::roles::joining;
+use crate::roles::{certificates, joining};
+use crate::tls::NodesTls;
 
 /// Time limit for the answer of a node.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -47,11 +50,17 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
     };
     if config.role == Role::Proxy {
         let nodes: Vec<&String> = config.fleet.nodes.iter().take(NODES_MAX).collect();
-        std::thread::scope(|scope| {
-            let asked: Vec<_> =
-                nodes.iter().map(|node| scope.spawn(move || judge_node(node, &ask_node(node)))).collect();
-            findings.extend(asked.into_iter().filter_map(|node| node.join().ok()));
-        });
+        // A file that cannot be used is a finding of another check.
+        let tls = certificates::nodes(config.role, config).map(|(file, name)| NodesTls::open(file, name));
+        let Ok(tls) = tls.map(|opened| opened.map(|(tls, _)| tls)).transpose() else { return findings };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let asked = nodes.iter().map(|node| async { judge_node(node, &ask_node(node, tls.clone()).await) });
+        match runtime {
+            Ok(runtime) => findings.extend(runtime.block_on(join_all(asked))),
+            Err(error) => {
+                findings.push(Finding::fault("nodes", error.to_string(), "raise the limit of open files"));
+            }
+        }
     }
     findings
 }
@@ -131,10 +140,9 @@ pub(super) fn judge_dns(name: &str, found: Result<usize, String>) -> Finding {
 }
 
 /// Asks a node for its report, directly and without the API key, which `/node` does not need.
-fn ask_node(node: &str) -> Result<NodeReport, String> {
-    let agent = ureq::Agent::config_builder().timeout_global(Some(ANSWER)).proxy(None).build().new_agent();
-    let mut answer = agent.get(format!("http://{node}/node")).call().map_err(|error| error.to_string())?;
-    answer.body_mut().read_json().map_err(|error| error.to_string())
+async fn ask_node(node: &str, tls: Option<NodesTls>) -> Result<NodeReport, String> {
+    let asked = timeout(ANSWER, ask_node_report(node, tls)).await;
+    asked.unwrap_or_else(|_| Err(format!("no answer in {} s", ANSWER.as_secs())))
 }
 
 pub(super) fn judge_node(node: &str, answer: &Result<NodeReport, String>) -> Finding {
@@ -143,6 +151,8 @@ pub(super) fn judge_node(node: &str, answer: &Result<NodeReport, String>) -> Fin
         Ok(report) => report,
         Err(error) => {
             let remedy = "start the node, or correct fleet.nodes (the http.port of each node); a proxy asks it until it answers";
+            let (error, advice) = divided(error);
+            let remedy = advice.unwrap_or_else(|| remedy.to_owned());
             return Finding::warning(CHECK, format!("{node} gives no report: {error}"), remedy);
         }
     };

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use connector::frame::{Capabilities, Hello, Incarnation, Incompatible, KvShape, Versions};
+use connector::link::tls::LinkTls;
 use connector::link::{Link, LinkError, nonce};
 use engine::InspectedModel;
 use futures_util::future::join_all;
@@ -14,7 +15,9 @@ use tokio::time::timeout;
 use super::Subject;
 use super::report::{Finding, divided};
 use crate::config::{Config, Role};
+use crate::roles::certificates;
 use crate::roles::joining::is_of_machine;
+use crate::tls::open_link;
 
 const CHECK: &str = "peers";
 
@@ -58,8 +61,11 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
         return Vec::new();
     }
     let (shape, unknown) = own_shape(subject);
+    // A file that cannot be used is a finding of another check.
+    let tls = certificates::link(config.role, config).map(open_link).transpose();
+    let Ok(tls) = tls.map(|opened| opened.map(|(tls, _)| tls)) else { return Vec::new() };
     let asked = peers.iter().take(PEERS_MAX).map(|peer| async {
-        let answer = timeout(ASK, ask(peer, config, shape.as_ref(), unknown)).await;
+        let answer = timeout(ASK, ask(peer, config, tls.as_deref(), shape.as_ref(), unknown)).await;
         let silent = || PeerAnswer::Unreachable(format!("no answer in {} s", ASK.as_secs()));
         judge(peer, &answer.unwrap_or_else(|_| silent()))
     });
@@ -114,8 +120,14 @@ fn shape(config: &Config, model: &InspectedModel, fingerprint: [u8; 32]) -> KvSh
     }
 }
 
-async fn ask(peer: &str, config: &Config, shape: Option<&KvShape>, unknown: &'static str) -> PeerAnswer {
-    let link = match Link::dial(peer, Versions::OURS).await {
+async fn ask(
+    peer: &str,
+    config: &Config,
+    tls: Option<&LinkTls>,
+    shape: Option<&KvShape>,
+    unknown: &'static str,
+) -> PeerAnswer {
+    let link = match Link::dial(peer, Versions::OURS, tls).await {
         Ok((link, _)) => link,
         Err(error) => return answer_of(&error),
     };
@@ -126,7 +138,7 @@ async fn ask(peer: &str, config: &Config, shape: Option<&KvShape>, unknown: &'st
         return answer_of(&error);
     }
     match secret {
-        Some(_) if !has_secret(peer, shape).await => PeerAnswer::HasNoSecret,
+        Some(_) if !has_secret(peer, tls, shape).await => PeerAnswer::HasNoSecret,
         _ => PeerAnswer::Fits(version),
     }
 }
@@ -149,10 +161,10 @@ async fn say(link: Link, shape: &KvShape, secret: Option<&str>) -> Result<(), Li
 }
 
 /// Whether the peer refuses another secret than its own. A peer without a secret accepts any.
-async fn has_secret(peer: &str, shape: &KvShape) -> bool {
+async fn has_secret(peer: &str, tls: Option<&LinkTls>, shape: &KvShape) -> bool {
     let other = nonce().map(|bytes| format!("{bytes:?}"));
     let Ok(other) = other else { return true };
-    let Ok((link, _)) = Link::dial(peer, Versions::OURS).await else { return true };
+    let Ok((link, _)) = Link::dial(peer, Versions::OURS, tls).await else { return true };
     say(link, shape, Some(&other)).await.is_err()
 }
 
@@ -161,6 +173,7 @@ fn answer_of(error: &LinkError) -> PeerAnswer {
     match error {
         LinkError::Incompatible(reason) => PeerAnswer::Refuses { by_peer: false, reason: reason.to_string() },
         LinkError::Refused(reason) => PeerAnswer::Refuses { by_peer: true, reason: reason.clone() },
+        LinkError::Tls(reason) => PeerAnswer::Refuses { by_peer: false, reason: reason.to_string() },
         LinkError::Busy(reason) => PeerAnswer::Busy(reason.clone()),
         LinkError::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
             PeerAnswer::Absent(error.to_string())

@@ -73,9 +73,9 @@ impl Finding {
 }
 
 /// Words with which the advice in an error begins.
-const ADVICE: [&str; 17] = [
+const ADVICE: [&str; 18] = [
     "run", "set", "use", "choose", "delete", "fetch", "build", "lower", "raise", "stop", "write", "check",
-    "give", "upgrade", "make", "unset", "add",
+    "give", "renew", "upgrade", "make", "unset", "add",
 ];
 
 /// Divides an error such as `the port is in use; stop the other process` into what is wrong and what to do. The second part may be absent.

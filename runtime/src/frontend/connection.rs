@@ -8,6 +8,8 @@
 //! actix-http stops reading from a client that has sent 32 KiB of further requests, and does not notice that this client leaves.
 //! Therefore the watcher of a connection checks for unread bytes while a request is answered.
 //!
+//! With TLS, the watcher looks at the encrypted bytes, and cuts the connection below TLS.
+//!
 //! The watcher cuts a connection in two ways: it shuts the socket down, which ends actix-http's waits for the socket, and it ends the
 //! handler or the response body, which ends actix-http's waits for those.
 //!
@@ -29,6 +31,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Extensions, ServiceRequest, ServiceResponse};
 use actix_web::error::ErrorRequestTimeout;
@@ -93,8 +96,10 @@ impl Connection {
     }
 
     fn of_socket(socket: &dyn Any, limits: Limits) -> io::Result<Self> {
-        let socket = socket.downcast_ref::<rt::net::TcpStream>().ok_or(io::ErrorKind::Unsupported)?;
+        let tls = || Some(socket.downcast_ref::<TlsStream<rt::net::TcpStream>>()?.get_ref().0);
+        let socket = socket.downcast_ref().or_else(tls).ok_or(io::ErrorKind::Unsupported)?;
         // The watcher needs a descriptor of its own, because actix-http owns the other one.
+        let socket: &rt::net::TcpStream = socket;
         let socket = TcpStream::from(socket.as_fd().try_clone_to_owned()?);
         let end = ConnectionEnd { at: Instant::now() + limits.head + SLACK, phase: Phase::Reading, moves: 0 };
         let end = Rc::new(Cell::new(end));

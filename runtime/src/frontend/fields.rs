@@ -98,7 +98,7 @@ impl<'a> Fields<'a> {
         serde_json::from_slice(body).map_err(|error| {
             let other = serde_json::from_slice::<&RawValue>(body).ok();
             let message = match other.filter(|value| !value.get().starts_with('{')) {
-                Some(other) => format!("body must be a JSON object, not {}", named(other)),
+                Some(other) => format!("body must be a JSON object, not {}", kind_of(other)),
                 None if error.classify() == Category::Data => format!("body has {error}"),
                 None => format!("body is not JSON: {error}"),
             };
@@ -254,9 +254,27 @@ impl<'a> Visitor<'a> for MostEntries {
     }
 }
 
-/// Status 400 for a field with the wrong type or range.
+/// Status 400 for a field with the wrong type or range. The message does not show text of a prompt, because programs log errors.
 pub(super) fn wrong(name: &str, expect: &str, value: &RawValue) -> ApiError {
-    ApiError::field(name, format!("{name} must be {expect}, not {}", named(value)))
+    let found = if is_of_prompt(name) { kind_of(value) } else { named(value) };
+    ApiError::field(name, format!("{name} must be {expect}, not {found}"))
+}
+
+/// Whether the field has text of a prompt. Roles and types are words of the API.
+fn is_of_prompt(name: &str) -> bool {
+    let first = name.split(['.', '[']).next().unwrap_or_default();
+    let last = name.rsplit('.').next().unwrap_or_default();
+    ["prompt", "messages", "input", "instructions"].contains(&first) && !["role", "type"].contains(&last)
+}
+
+/// The kind of a value; an empty value, a number, `true`, `false` and `null` as they are.
+fn kind_of(value: &RawValue) -> String {
+    match value.get().as_bytes() {
+        [b'"', _, _, ..] => "a string".to_owned(),
+        [b'{', _, _, ..] => "an object".to_owned(),
+        [b'[', _, _, ..] => "a list".to_owned(),
+        _ => named(value),
+    }
 }
 
 /// The value as it appears in a message: cut short and on one line.
@@ -278,7 +296,7 @@ mod tests {
     #[test]
     fn bodies_are_objects() {
         assert_eq!(refused("{"), "body is not JSON: EOF while parsing an object at line 1 column 1");
-        assert_eq!(refused("[1,\n2]"), "body must be a JSON object, not [1, 2]");
+        assert_eq!(refused("[1,\n2]"), "body must be a JSON object, not a list");
         assert_eq!(refused("{} x"), "body is not JSON: trailing characters at line 1 column 4");
         let many: Vec<String> = (0..=FIELDS_MAX).map(|n| format!("\"a{n}\":1")).collect();
         assert!(refused(&format!("{{{}}}", many.join(","))).starts_with("body has more than 256 fields"));
@@ -331,9 +349,25 @@ mod tests {
     }
 
     #[test]
+    fn text_of_prompts_is_not_shown() {
+        let check = |name: &str, value: &str, expect: &str| {
+            let value: &RawValue = serde_json::from_str(value).unwrap();
+            assert_eq!(wrong(name, "b", value).message, format!("{name} must be b, not {expect}"));
+        };
+        check("prompt", "\"x\"", "a string");
+        check("prompt[1]", "[\"x\"]", "a list");
+        check("messages[0].content", "{\"text\":\"x\"}", "an object");
+        check("input[0].content[1].text", "5", "5");
+        check("instructions", "[]", "[]");
+        check("input[0].type", "\"x\"", "\"x\"");
+        check("prompt_logprobs", "\"x\"", "\"x\"");
+    }
+
+    #[test]
     fn values_are_cut_short() {
         let value: &RawValue = serde_json::from_str("[1,\n2]").unwrap();
         assert_eq!(wrong("a", "b", value).message, "a must be b, not [1, 2]");
+        assert_eq!(wrong("messages[0].role", "b", value).message, "messages[0].role must be b, not [1, 2]");
         let long = format!("\"{}\"", "é".repeat(50));
         let value: &RawValue = serde_json::from_str(&long).unwrap();
         assert_eq!(named(value), format!("\"{}…", "é".repeat(39)));

@@ -39,10 +39,12 @@ use super::response::json;
 use super::served_model::ServedModel;
 use super::{METRICS_TYPE, WriteMetrics, get, listen, post};
 use crate::drain::{Drain, DrainStage};
+use crate::tls::{HttpTls, NodesTls};
 use counts::{AnswerSource, NodeCounts, ProxyCounts, ProxyGauges};
 
 pub(crate) use client::with_causes;
 pub(crate) use counts::write_none;
+pub(crate) use poll::node_report;
 pub use poll::{poll, set_nodes};
 
 /// One node of the fleet.
@@ -89,6 +91,8 @@ pub struct FleetProxy {
     deadline: Duration,
     /// The key that clients send, and that the proxy sends to nodes.
     api_key: Option<String>,
+    /// The certificate of the port.
+    tls: Option<HttpTls>,
     /// Connects to the nodes, and keeps the connections.
     client: client::NodeClient,
     /// The connections for reports. Requests cannot use them up.
@@ -113,6 +117,10 @@ pub struct FleetSettings {
     pub deadline: Duration,
     /// The key that clients send, and that the proxy sends to nodes.
     pub api_key: Option<String>,
+    /// The certificate of the port; `None` serves without TLS.
+    pub tls: Option<HttpTls>,
+    /// TLS to the nodes; `None` connects without TLS.
+    pub nodes_tls: Option<NodesTls>,
     /// The drain of the process. The proxy reports it, and goes on with forwarding.
     pub drain: Drain,
     /// Writes the metrics of other parts of the process. Must not block.
@@ -146,6 +154,8 @@ impl FleetProxy {
             limits,
             deadline,
             api_key,
+            tls,
+            nodes_tls,
             drain,
             more_metrics,
             index_bytes,
@@ -164,8 +174,9 @@ impl FleetProxy {
             limits,
             deadline,
             api_key,
-            client: client::NodeClient::new(),
-            polls: client::NodeClient::new(),
+            client: client::NodeClient::new(nodes_tls.clone()),
+            polls: client::NodeClient::new(nodes_tls),
+            tls,
             counts,
             more_metrics,
             drain,
@@ -202,9 +213,9 @@ impl FleetProxy {
         workers: usize,
         drain: Duration,
     ) -> io::Result<Server> {
-        let (limits, api_key) = (self.limits, self.api_key.clone());
+        let (limits, api_key, tls) = (self.limits, self.api_key.clone(), self.tls.clone());
         let proxy = web::Data::from(self);
-        listen(listener, workers, limits, drain, api_key, move |services| {
+        listen(listener, workers, limits, drain, api_key, tls, move |services| {
             services
                 .app_data(proxy.clone())
                 .service(post("/v1/completions", web::post().to(completions)))

@@ -13,7 +13,7 @@ use crate::frontend::{FleetProxy, FleetSettings, InputMemory, Limits, ServedMode
 use crate::membership::{self, MembershipMetrics};
 use crate::open_files;
 use crate::process_metrics::ProcessMetrics;
-use crate::roles::{ending::Signals, exposure::Port, joining, reporting};
+use crate::roles::{certificates::Certificates, ending::Signals, exposure::Port, joining, reporting};
 use crate::service_manager::{self, ServiceManager};
 
 /// Maximum number of connections of clients. Each request in flight has a second one to its node.
@@ -26,6 +26,7 @@ const CONNECTIONS: usize = 16_384;
 pub(super) fn run(config: Config) -> anyhow::Result<()> {
     let began = Instant::now();
     let open_files = open_files::raise();
+    let certificates = Certificates::open(Role::Proxy, &config)?;
     let listener = bind("frontend.port", &config.frontend.host, config.frontend.port)?;
     tracing::info!(role = "proxy", pid = std::process::id(), model = %config.model.display(), "starting");
     service_manager::report_start("reading the tokenizer");
@@ -41,6 +42,8 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         limits,
         deadline: config.request.deadline,
         api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
+        tls: certificates.http,
+        nodes_tls: certificates.nodes,
         drain: drain.clone(),
         more_metrics: Arc::new({
             let (membership, process) = (membership.clone(), ProcessMetrics::new(Role::Proxy.name(), "none"));
@@ -81,7 +84,8 @@ async fn serve(
     began: Instant,
 ) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
-    tracing::info!(url = %format_args!("http://{address}"), key = "frontend.port", "listening");
+    let scheme = if config.tls.cert_file.is_some() { "https" } else { "http" };
+    tracing::info!(url = %format_args!("{scheme}://{address}"), key = "frontend.port", "listening");
     if let Some(warning) = Port::Http.warning(address, config.request.api_key.as_ref()) {
         tracing::warn!(%address, key = "frontend.port", "{warning}");
     }

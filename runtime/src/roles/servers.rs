@@ -19,6 +19,7 @@ use crate::frontend::{
     ServerHandle, used_pages,
 };
 use crate::process_metrics::ProcessMetrics;
+use crate::tls::HttpTls;
 
 /// The running servers.
 pub(super) struct Servers {
@@ -40,15 +41,16 @@ impl Servers {
         node: &Node,
         shared: &SharedState,
     ) -> anyhow::Result<Self> {
+        let tls = ports.certificates.http.as_ref();
         let http = Frontend {
             route: Route::Local,
             // The clients of this port are routers, which choose where each request runs.
             trusts_header: true,
             node: Some(node_report(role, node, shared)),
             drain_control: Some(drain_control(node, shared)),
-            ..frontend(role, config, node, shared)
+            ..frontend(role, config, node, shared, tls)
         };
-        let frontend = frontend(role, config, node, shared);
+        let frontend = frontend(role, config, node, shared, tls);
         let (workers, api_key) = (config.surroundings.cores.min(2), config.request.api_key.as_ref());
         Ok(Self {
             http: start(("http.port", ports.http), http, 1, api_key)?,
@@ -79,7 +81,8 @@ fn start(
 ) -> anyhow::Result<Option<ServerHandle>> {
     let Some(listener) = listener else { return Ok(None) };
     let address = listener.local_addr()?;
-    tracing::info!(url = %format_args!("http://{address}"), key, route = ?frontend.route, "listening");
+    let scheme = if frontend.tls.is_some() { "https" } else { "http" };
+    tracing::info!(url = %format_args!("{scheme}://{address}"), key, route = ?frontend.route, "listening");
     if let Some(warning) = Port::Http.warning(address, api_key) {
         tracing::warn!(%address, key, "{warning}");
     }
@@ -96,7 +99,13 @@ async fn stop(server: Option<ServerHandle>) {
 }
 
 /// The port `frontend.port`.
-fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> Frontend {
+fn frontend(
+    role: Role,
+    config: &Config,
+    node: &Node,
+    shared: &SharedState,
+    tls: Option<&HttpTls>,
+) -> Frontend {
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
     let (peers, model) = (node.peer_metrics.clone(), shared.model.clone());
@@ -115,6 +124,7 @@ fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> F
         deadline: config.request.deadline,
         api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
         limits: shared.limits,
+        tls: tls.cloned(),
         admission: shared.admission.clone(),
         memory: shared.memory.clone(),
         health: Arc::new(move || Health {

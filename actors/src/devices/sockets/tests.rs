@@ -34,6 +34,7 @@ fn identity() -> Identity {
         versions: Versions::OURS,
         shape,
         secret: None,
+        tls: None,
         ring_pages: 4,
         capabilities: Capabilities { prefill: false, decode: true },
         http: String::new(),
@@ -42,7 +43,7 @@ fn identity() -> Identity {
 
 /// Connects as a peer: sends a Hello and returns the link after the Welcome.
 async fn say_hello(address: String) -> Link {
-    let (mut link, _) = Link::dial(&address, Versions::OURS).await.expect("the sockets listen");
+    let (mut link, _) = Link::dial(&address, Versions::OURS, None).await.expect("the sockets listen");
     let Identity { incarnation, shape, capabilities, http, .. } = identity();
     let hello = Hello {
         versions: Versions::OURS,

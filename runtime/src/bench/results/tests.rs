@@ -58,7 +58,8 @@ fn the_file_has_vllms_names() {
     let outputs = outputs();
     let options = options(&["--save-detailed", "--metadata", "gpu=none", "--percentile-metrics", "e2el"]);
     let client =
-        BenchClient::new(&options.load, "http://a:1".to_owned(), "m".to_owned(), None, Duration::MAX);
+        BenchClient::new(&options.load, "http://a:1".to_owned(), "m".to_owned(), None, Duration::MAX)
+            .unwrap();
     let json = Results::new(&options, &outputs, 2.0).json("20261125-000000", &client);
     assert_eq!((&json["request_rate"], &json["burstiness"]), (&json!("inf"), &json!(1.0)));
     assert_eq!((&json["completed"], &json["failed"], &json["gpu"]), (&json!(3), &json!(1), &json!("none")));
@@ -76,7 +77,8 @@ fn metadata_does_not_replace_figures() {
     for name in ["kind", "completed", "ttfts", "p99_itl_ms"] {
         let options = options(&["--save-detailed", "--metadata", &format!("{name}=x")]);
         let client =
-            BenchClient::new(&options.load, "http://a:1".to_owned(), "m".to_owned(), None, Duration::MAX);
+            BenchClient::new(&options.load, "http://a:1".to_owned(), "m".to_owned(), None, Duration::MAX)
+                .unwrap();
         let error = Results::check_metadata(&options, &client).unwrap_err().to_string();
         assert!(error.contains(&format!("--metadata has the name {name:?}")), "{error}");
     }

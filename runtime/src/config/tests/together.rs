@@ -9,6 +9,26 @@ fn keys_that_contradict_each_other_are_refused() {
         assert_eq!(errors.to_string(), expect);
     };
     check(
+        Role::Local,
+        &[set("tls.key_file", "/k")],
+        "--set tls.key_file: tls.key_file needs tls.cert_file; set all of them or none",
+    );
+    check(
+        Role::Node,
+        &[set("link.tls_ca_file", "/a")],
+        "--set link.tls_ca_file: link.tls_ca_file needs link.tls_cert_file and link.tls_key_file; set all of them or none",
+    );
+    check(
+        Role::Sender,
+        &[set("link.tls_allowed_names", "a")],
+        "--set link.tls_allowed_names: link.tls_allowed_names needs link.tls_cert_file; set all of them or none",
+    );
+    check(
+        Role::Proxy,
+        &[set("fleet.nodes", "a:1"), set("fleet.nodes_tls_name", "a")],
+        "--set fleet.nodes_tls_name: fleet.nodes_tls_name needs fleet.nodes_ca_file; set all of them or none",
+    );
+    check(
         Role::Receiver,
         &[set("frontend.port", "8200")],
         "--set frontend.port: frontend.port must differ from http.port; both are 8200 on 127.0.0.1",

@@ -3,6 +3,7 @@
 mod connector;
 mod lookups;
 
+use std::error::Error as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,11 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::Extensions;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpInfo;
+use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::tls::NodesTls;
 
 /// Time for which an idle connection is kept. A node closes it after 20 s, so the client closes it first.
 const KEEP: Duration = Duration::from_secs(15);
@@ -51,16 +54,18 @@ pub(super) struct NodeClient {
     kept: Client<NodeConnector, Full<Bytes>>,
     /// Makes a connection for each request.
     fresh: Client<NodeConnector, Full<Bytes>>,
+    scheme: &'static str,
 }
 
 impl NodeClient {
-    /// A client without connections.
-    pub(super) fn new() -> Self {
-        let connector = NodeConnector::new();
+    /// A client without connections. It uses HTTPS with `tls`.
+    pub(super) fn new(tls: Option<NodesTls>) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let connector = NodeConnector::new(tls);
         let mut builder = Client::builder(TokioExecutor::new());
         builder.pool_timer(TokioTimer::new()).pool_idle_timeout(KEEP);
         let kept = builder.build(connector.clone());
-        Self { kept, fresh: builder.pool_max_idle_per_host(0).build(connector) }
+        Self { kept, fresh: builder.pool_max_idle_per_host(0).build(connector), scheme }
     }
 
     /// Sends a request. Returns the answer once its head has come. Dropping the answer closes the connection.
@@ -72,7 +77,7 @@ impl NodeClient {
     /// [`SendError`].
     pub(super) async fn send(&self, to: &ToNode<'_>) -> Result<Response<Incoming>, SendError> {
         let sent = Instant::now();
-        let error = match self.kept.request(to.request()?).await {
+        let error = match self.kept.request(to.request(self.scheme)?).await {
             Ok(response) => {
                 mark_used(response.extensions());
                 return Ok(response);
@@ -85,10 +90,10 @@ impl NodeClient {
         let mut extras = Extensions::new();
         error.connect_info().inspect(|info| info.get_extras(&mut extras));
         if !is_used(&extras) || sent.elapsed() > RESEND_WITHIN {
-            return Err(SendError::Broke(with_causes(&error)));
+            return Err(SendError::Broke(explained(&error, self.scheme)));
         }
         // The node may have got the request, even if this attempt fails.
-        let again = self.fresh.request(to.request()?).await;
+        let again = self.fresh.request(to.request(self.scheme)?).await;
         again.map_err(|error| SendError::Broke(with_causes(&error)))
     }
 
@@ -114,11 +119,11 @@ impl NodeClient {
 }
 
 impl ToNode<'_> {
-    fn request(&self) -> Result<Request<Full<Bytes>>, SendError> {
+    fn request(&self, scheme: &str) -> Result<Request<Full<Bytes>>, SendError> {
         let method = if self.body.is_some() { Method::POST } else { Method::GET };
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("http://{}{}", self.address, self.path))
+            .uri(format!("{scheme}://{}{}", self.address, self.path))
             .body(Full::new(self.body.clone().unwrap_or_default()))
             .map_err(|error| SendError::Unreachable(format!("{} is no address: {error}", self.address)))?;
         *request.headers_mut() = self.headers.clone();
@@ -140,6 +145,17 @@ pub(super) fn headers(key: Option<&str>) -> HeaderMap {
 pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);
+    }
+}
+
+/// The error and its causes, with a remedy for an answer that is no HTTP.
+fn explained(error: &Error, scheme: &str) -> String {
+    let text = with_causes(error);
+    let is_no_http = |error: &hyper::Error| error.is_parse();
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    match cause.is_some_and(is_no_http) && scheme == "http" {
+        true => format!("{text}; if the node serves HTTPS, set fleet.nodes_ca_file"),
+        false => text,
     }
 }
 

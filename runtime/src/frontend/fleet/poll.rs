@@ -11,8 +11,10 @@ use actors::messages::LoadReport;
 use connector::frame::Capabilities;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::client::NodeClient;
 use super::{FleetMember, FleetProxy};
 use crate::frontend::node_report::{DecodeReport, NodeReport, NodeState};
+use crate::tls::NodesTls;
 
 /// Time between two questions to the same node.
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -100,6 +102,16 @@ async fn ask(proxy: &FleetProxy, member: &FleetMember) -> Result<NodeView, Strin
     let (body, from) = asked.map_err(|_| format!("GET /node has no answer after {UNKNOWN_AFTER:?}"))??;
     let report = serde_json::from_slice(&body).map_err(|error| format!("GET /node is no report: {error}"))?;
     view(report, from.map(|from| from.ip()))
+}
+
+/// Asks a node for its report once, as a proxy does.
+///
+/// # Errors
+/// Why there is none, in one sentence.
+pub(crate) async fn node_report(address: &str, tls: Option<NodesTls>) -> Result<NodeReport, String> {
+    let client = NodeClient::new(tls);
+    let (body, _) = client.get(address, "/node", REPORT_BYTES_MAX).await?;
+    serde_json::from_slice(&body).map_err(|error| format!("GET /node is no report: {error}"))
 }
 
 /// What the state needs to know. The report came from the address `from`.

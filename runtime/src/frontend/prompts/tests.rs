@@ -48,11 +48,11 @@ fn prompts_in_every_form() {
     assert_eq!(tokens(json!(["a", [98], "c"])), Ok(vec![vec![97], vec![98], vec![99]]));
     let refused = |prompt: Value, expect: &str| assert_eq!(tokens(prompt), Err(expect.to_owned()));
     let one = "must be a string, a list of token ids, or a list of either, not";
-    refused(json!({"a": 1}), &format!("prompt: prompt {one} {{\"a\":1}}"));
+    refused(json!({"a": 1}), &format!("prompt: prompt {one} an object"));
     refused(json!([[1], {}]), &format!("prompt[1]: prompt[1] {one} {{}}"));
-    refused(json!([1, "a"]), "prompt[1]: prompt[1] must be a token id, not \"a\"");
+    refused(json!([1, "a"]), "prompt[1]: prompt[1] must be a token id, not a string");
     refused(json!([1.0]), "prompt[0]: prompt[0] must be a token id, not 1.0");
-    refused(json!([[[1]]]), "prompt[0][0]: prompt[0][0] must be a token id, not [1]");
+    refused(json!([[[1]]]), "prompt[0][0]: prompt[0][0] must be a token id, not a list");
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_chat_has_at_most_as_many_messages_as_the_context_has_tokens() {
     let error = wrong(json!("a"));
     assert_eq!(
         (error.param.as_deref(), &*error.message),
-        (Some("messages[0]"), "messages[0] must be an object, not \"a\"")
+        (Some("messages[0]"), "messages[0] must be an object, not a string")
     );
     assert_eq!(wrong(json!({"role": "user"})).param.as_deref(), Some("messages[0].content"));
     assert_eq!(wrong(json!({"role": 1, "content": "a"})).param.as_deref(), Some("messages[0].role"));

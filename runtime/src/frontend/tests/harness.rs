@@ -347,6 +347,7 @@ fn frontend(
         observed,
         api_key: setup.api_key,
         limits: setup.limits,
+        tls: None,
         admission,
         memory,
         health: Arc::new(health),

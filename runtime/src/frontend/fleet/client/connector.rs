@@ -1,5 +1,6 @@
 //! Makes connections to nodes, and remembers which of them have served a request.
 
+use std::error::Error as StdError;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,11 +14,14 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use super::lookups::Lookups;
+use crate::tls::NodesTls;
 
-/// Maximum time for a connection to a node.
+/// Maximum time for a connection to a node, and for its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(1);
 
 /// Time after which an unanswered connection ends: the address is gone, although nothing has closed the connection.
@@ -41,44 +45,86 @@ pub(super) fn is_used(extras: &Extensions) -> bool {
 
 /// Makes connections.
 #[derive(Clone)]
-pub(super) struct NodeConnector(HttpConnector<Lookups>);
+pub(super) struct NodeConnector {
+    tcp: HttpConnector<Lookups>,
+    tls: Option<NodesTls>,
+}
 
 impl NodeConnector {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(tls: Option<NodesTls>) -> Self {
         let mut connector = HttpConnector::new_with_resolver(Lookups::default());
         connector.set_connect_timeout(Some(CONNECT));
+        connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_keepalive(Some(UNANSWERED / 2));
         connector.set_keepalive_interval(Some(UNANSWERED / 4));
         connector.set_keepalive_retries(Some(2));
-        Self(connector)
+        Self { tcp: connector, tls }
     }
 }
 
 impl Service<Uri> for NodeConnector {
     type Response = NodeStream;
-    type Error = <HttpConnector<Lookups> as Service<Uri>>::Error;
+    type Error = Box<dyn StdError + Send + Sync>;
     type Future = Pin<Box<dyn Future<Output = Result<NodeStream, Self::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx)
+        self.tcp.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = self.0.call(uri);
-        Box::pin(async { Ok(NodeStream { stream: connecting.await?, used: Used::default() }) })
+        let host = uri.host().unwrap_or_default().to_owned();
+        let (connecting, tls) = (self.tcp.call(uri), self.tls.clone());
+        Box::pin(async move {
+            let tcp = connecting.await?;
+            let stream = match tls {
+                None => MaybeTls::Plain(tcp),
+                Some(tls) => {
+                    let late = |_| format!("the TLS handshake has no answer after {CONNECT:?}");
+                    let shaken = timeout(CONNECT, tls.connect(&host, tcp.into_inner())).await;
+                    MaybeTls::Tls(TokioIo::new(Box::new(shaken.map_err(late)??)))
+                }
+            };
+            Ok(NodeStream { stream, used: Used::default() })
+        })
     }
 }
 
 /// A connection.
 pub(super) struct NodeStream {
-    stream: TokioIo<TcpStream>,
+    stream: MaybeTls,
     used: Used,
+}
+
+/// The bytes of a connection.
+enum MaybeTls {
+    Plain(TokioIo<TcpStream>),
+    Tls(TokioIo<Box<TlsStream<TcpStream>>>),
+}
+
+/// Calls a method of the stream that is pinned in `self`.
+macro_rules! each {
+    ($self:expr, $stream:ident => $call:expr) => {
+        match &mut $self.stream {
+            MaybeTls::Plain(stream) => {
+                let $stream = Pin::new(stream);
+                $call
+            }
+            MaybeTls::Tls(stream) => {
+                let $stream = Pin::new(stream);
+                $call
+            }
+        }
+    };
 }
 
 impl Connection for NodeStream {
     fn connected(&self) -> Connected {
-        self.stream.inner().connected().extra(self.used.clone())
+        let tcp = match &self.stream {
+            MaybeTls::Plain(tcp) => tcp.inner(),
+            MaybeTls::Tls(tls) => tls.inner().get_ref().0,
+        };
+        tcp.connected().extra(self.used.clone())
     }
 }
 
@@ -88,25 +134,28 @@ impl Read for NodeStream {
         cx: &mut Context<'_>,
         into: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, into)
+        each!(self, stream => stream.poll_read(cx, into))
     }
 }
 
 impl Write for NodeStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, from)
+        each!(self, stream => stream.poll_write(cx, from))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        each!(self, stream => stream.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        each!(self, stream => stream.poll_shutdown(cx))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.stream {
+            MaybeTls::Plain(stream) => stream.is_write_vectored(),
+            MaybeTls::Tls(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_write_vectored(
@@ -114,6 +163,6 @@ impl Write for NodeStream {
         cx: &mut Context<'_>,
         from: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, from)
+        each!(self, stream => stream.poll_write_vectored(cx, from))
     }
 }
