@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connector::frame::{Frame, Incarnation, PrefillFault};
+use connector::frame::{Frame, Incarnation, PrefillFault, TraceContext};
 use connector::transport::Descriptor;
 use engine::{Logprobs, Sampling, Token};
 
@@ -115,6 +115,17 @@ pub struct StartPrefill {
     pub prompt_logprobs: Option<u32>,
     /// Milliseconds until the request's deadline.
     pub remaining_ms: u64,
+}
+
+/// Peer link → prefiller: this prefill belongs to a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TracePrefill {
+    /// The receiver's session.
+    pub session: SessionId,
+    /// The request.
+    pub request: RequestId,
+    /// The trace.
+    pub context: TraceContext,
 }
 
 /// Peer link → prefiller: the receiver no longer wants this prefill.

@@ -27,6 +27,7 @@ use crate::log::LogLine;
 use crate::messages::{
     GrammarCompiled, PagesComputed, PagesDenied, PagesReserved, PagesSent, ReleasePages, SendFrame,
     SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill, StartSequence, StopSequence,
+    TRACED_MAX, TracePrefill,
 };
 use crate::request::RequestId;
 use entry::{Entry, HandOver, Phase, cancel_puts, failed};
@@ -124,14 +125,15 @@ impl PrefillerState {
                 Vec::new()
             }
             ToPrefiller::StartPrefill(start) => self.on_prefill(now, *start),
-            ToPrefiller::CancelPrefill(cancel) => self.on_cancel((cancel.session, cancel.request)),
-            ToPrefiller::GrammarCompiled(compiled) => self.on_compiled(&compiled),
-            ToPrefiller::PagesReserved(reserved) => self.on_reserved(reserved),
-            ToPrefiller::PagesDenied(denied) => self.on_denied(&denied),
-            ToPrefiller::SequenceAdvanced(event) => self.on_advanced(event),
-            ToPrefiller::PagesSent(sent) => self.on_sent(&sent),
-            ToPrefiller::PutsDrained(drained) => self.on_drained((drained.session, drained.request)),
-            ToPrefiller::PeerLost(lost) => self.on_peer_lost(lost.session),
+            ToPrefiller::TracePrefill(trace) => self.on_trace(trace),
+            ToPrefiller::CancelPrefill(cancel) => self.on_cancel(now, (cancel.session, cancel.request)),
+            ToPrefiller::GrammarCompiled(compiled) => self.on_compiled(now, &compiled),
+            ToPrefiller::PagesReserved(reserved) => self.on_reserved(now, reserved),
+            ToPrefiller::PagesDenied(denied) => self.on_denied(now, &denied),
+            ToPrefiller::SequenceAdvanced(event) => self.on_advanced(now, event),
+            ToPrefiller::PagesSent(sent) => self.on_sent(now, &sent),
+            ToPrefiller::PutsDrained(drained) => self.on_drained(now, (drained.session, drained.request)),
+            ToPrefiller::PeerLost(lost) => self.on_peer_lost(now, lost.session),
             ToPrefiller::BeginDrain(_) => self.on_drain(),
             ToPrefiller::Tick(_) => self.on_tick(now),
         }
@@ -189,6 +191,8 @@ impl PrefillerState {
             reported: 0,
             resident,
             deadline,
+            came: now,
+            trace: None,
             phase,
         };
         let reserve = entry.reserve(self.config.page_tokens);
@@ -196,31 +200,46 @@ impl PrefillerState {
         reserve.or(compile).into_iter().collect()
     }
 
+    /// A prefill belongs to a trace. It may have ended already.
+    fn on_trace(&mut self, TracePrefill { session, request, context }: TracePrefill) -> Vec<Effect> {
+        let key = (session, request);
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.begin_trace(key, context);
+        }
+        Vec::new()
+    }
+
     /// The grammar thread has answered: the prompts that wait for this grammar get pages, or are refused.
-    fn on_compiled(&mut self, compiled: &GrammarCompiled) -> Vec<Effect> {
+    fn on_compiled(&mut self, now: Instant, compiled: &GrammarCompiled) -> Vec<Effect> {
         self.grammars.on_compiled(compiled);
         let GrammarCompiled { session, hash, outcome } = compiled;
         let of_session = (*session, RequestId(0))..=(*session, RequestId(u64::MAX));
         let waits = |entry: &Entry| matches!(entry.phase, Phase::Compiling(on, _) if on == *hash);
         let waiting = self.entries.range(of_session).filter(|(_, entry)| waits(entry));
         let waiting: Vec<Key> = waiting.map(|(key, _)| *key).collect();
-        waiting.into_iter().flat_map(|key| self.on_grammar(key, outcome)).collect()
+        waiting.into_iter().flat_map(|key| self.on_grammar(now, key, outcome)).collect()
     }
 
     /// Refuses a prefill that was accepted, because of its grammar.
-    fn refuse(&mut self, key: Key, reason: String) -> Vec<Effect> {
-        [vec![failed(key, PrefillFault::Refused, reason)], self.forget(key)].concat()
+    fn refuse(&mut self, now: Instant, key: Key, reason: String) -> Vec<Effect> {
+        self.note_failure(key, &reason);
+        [vec![failed(key, PrefillFault::Refused, reason)], self.forget(now, key)].concat()
     }
 
     /// The prompt's grammar is compiled, or was refused.
-    fn on_grammar(&mut self, key: Key, outcome: &Result<CompiledGrammar, GrammarError>) -> Vec<Effect> {
+    fn on_grammar(
+        &mut self,
+        now: Instant,
+        key: Key,
+        outcome: &Result<CompiledGrammar, GrammarError>,
+    ) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
         match outcome {
             Ok(grammar) => {
                 (entry.grammar, entry.phase) = (Some(grammar.clone()), Phase::Reserving);
                 entry.reserve(self.config.page_tokens).into_iter().collect()
             }
-            Err(error) => self.refuse(key, refused(error)),
+            Err(error) => self.refuse(now, key, refused(error)),
         }
     }
 
@@ -269,9 +288,16 @@ impl PrefillerState {
         Some((key, self.entries.get_mut(&key)?))
     }
 
+    /// Notes why a prefill does not succeed.
+    fn note_failure(&mut self, key: Key, reason: &str) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.note_failure(reason);
+        }
+    }
+
     /// Removes an entry and releases the pages that it holds or waits for.
-    fn forget(&mut self, key: Key) -> Vec<Effect> {
-        let Some(entry) = self.entries.remove(&key) else { return Vec::new() };
+    fn forget(&mut self, now: Instant, key: Key) -> Vec<Effect> {
+        let Some(mut entry) = self.entries.remove(&key) else { return Vec::new() };
         self.serials.remove(&entry.serial);
         if let hash_map::Entry::Occupied(mut count) = self.of_session.entry(key.0) {
             *count.get_mut() -= 1;
@@ -279,14 +305,13 @@ impl PrefillerState {
                 count.remove();
             }
         }
-        if matches!(entry.phase, Phase::Compiling(..)) {
-            return Vec::new();
-        }
-        vec![to::buffer_manager(ReleasePages { sequence: entry.sequence() })]
+        let release = to::buffer_manager(ReleasePages { sequence: entry.sequence() });
+        let has_none = matches!(entry.phase, Phase::Compiling(..));
+        (!has_none).then_some(release).into_iter().chain(entry.end_trace(now)).collect()
     }
 
     /// The pages are reserved: run the prompt on the engine.
-    fn on_reserved(&mut self, reserved: PagesReserved) -> Vec<Effect> {
+    fn on_reserved(&mut self, now: Instant, reserved: PagesReserved) -> Vec<Effect> {
         let page_tokens = self.config.page_tokens;
         let PagesReserved { sequence, resident, pages, .. } = reserved;
         let Some((key, entry)) = self.find(sequence) else { return Vec::new() };
@@ -304,23 +329,26 @@ impl PrefillerState {
             announce: false,
         });
         let sent = entry.resident / page_tokens;
-        let mut hand_over = HandOver { pages, cached: resident, scheduled: sent, sent, put_micros: 0 };
+        let mut hand_over =
+            HandOver { pages, since: now, cached: resident, scheduled: sent, sent, put_micros: 0 };
         // Pages that the prefix cache has can be put at once.
         let cached = hand_over.put(key, resident / page_tokens);
         entry.phase = Phase::Running(hand_over);
+        entry.note(|trace| (trace.begun, trace.cached_tokens) = (Some(now), resident));
         [start].into_iter().chain(cached).collect()
     }
 
     /// The prompt cannot get the pages that it needs now. It fits the pages for prompts of peers, so it gets them later.
-    fn on_denied(&mut self, denied: &PagesDenied) -> Vec<Effect> {
+    fn on_denied(&mut self, now: Instant, denied: &PagesDenied) -> Vec<Effect> {
         let Some((key, _)) = self.find(denied.sequence) else { return Vec::new() };
         let PagesDenied { needed, usable, .. } = denied;
         let reason = format!("the prompt needs {needed} pages of KV and {usable} are usable now");
-        [vec![failed(key, PrefillFault::Busy, reason)], self.on_cancel(key)].concat()
+        self.note_failure(key, &reason);
+        [vec![failed(key, PrefillFault::Busy, reason)], self.on_cancel(now, key)].concat()
     }
 
     /// The engine has advanced or ended a prefill.
-    fn on_advanced(&mut self, event: SequenceAdvanced) -> Vec<Effect> {
+    fn on_advanced(&mut self, now: Instant, event: SequenceAdvanced) -> Vec<Effect> {
         let page_tokens = self.config.page_tokens;
         let Some((key, entry)) = self.find(event.sequence) else { return Vec::new() };
         let (session, request) = key;
@@ -328,6 +356,13 @@ impl PrefillerState {
             Phase::Running(_) => entry.report(key, event.prompt_logprobs),
             _ => Vec::new(),
         };
+        let (resident, sampled) = (event.resident, event.token.is_some());
+        entry.note(|trace| {
+            if trace.chunks.len() < TRACED_MAX {
+                trace.chunks.push((now, resident));
+            }
+            trace.sampled = trace.sampled.or(sampled.then_some(now));
+        });
         if let Phase::Running(hand_over) = &mut entry.phase {
             let prompt_tokens = entry.prompt.len() as u32;
             let last = if event.resident == prompt_tokens {
@@ -355,9 +390,11 @@ impl PrefillerState {
                 effects.extend(self.drain_if_sent(key));
             }
             (_, SequenceEnd::Failed(reason)) => {
+                entry.note_failure(&reason);
                 effects.extend([failed(key, PrefillFault::Failed, reason), cancel_puts(key)]);
             }
             (_, SequenceEnd::GrammarFailed(reason)) => {
+                entry.note_failure(&reason);
                 effects.extend([failed(key, PrefillFault::Refused, reason), cancel_puts(key)]);
             }
             (_, SequenceEnd::Finished(_) | SequenceEnd::Stopped) => effects.push(cancel_puts(key)),
@@ -366,14 +403,19 @@ impl PrefillerState {
     }
 
     /// More of the prompt's pages are visible at the receiver.
-    fn on_sent(&mut self, sent: &PagesSent) -> Vec<Effect> {
+    fn on_sent(&mut self, now: Instant, sent: &PagesSent) -> Vec<Effect> {
         let key = (sent.session, sent.request);
         self.waiting_since.remove(&sent.session);
-        let entry = self.entries.get_mut(&key);
-        let phase = entry.map(|entry| &mut entry.phase);
-        if let Some(Phase::Running(hand_over) | Phase::Sending(hand_over)) = phase {
+        let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
+        if let Phase::Running(hand_over) | Phase::Sending(hand_over) = &mut entry.phase {
             hand_over.sent += sent.count;
             hand_over.put_micros += sent.put_micros;
+            let visible = hand_over.sent;
+            entry.note(|trace| {
+                if trace.flushed.len() < TRACED_MAX {
+                    trace.flushed.push((now, visible));
+                }
+            });
         }
         self.drain_if_sent(key)
     }
@@ -398,18 +440,21 @@ impl PrefillerState {
     }
 
     /// No put reads the prompt's pages any more.
-    fn on_drained(&mut self, key: Key) -> Vec<Effect> {
+    fn on_drained(&mut self, now: Instant, key: Key) -> Vec<Effect> {
         match self.entries.get(&key) {
-            Some(Entry { phase: Phase::Draining, .. }) => self.forget(key),
+            Some(Entry { phase: Phase::Draining, .. }) => self.forget(now, key),
             _ => Vec::new(),
         }
     }
 
     /// The receiver no longer wants the prompt.
-    fn on_cancel(&mut self, key: Key) -> Vec<Effect> {
+    fn on_cancel(&mut self, now: Instant, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
+        if !matches!(entry.phase, Phase::Draining) {
+            entry.note_failure("it was cancelled");
+        }
         match entry.phase {
-            Phase::Compiling(..) | Phase::Reserving => self.forget(key),
+            Phase::Compiling(..) | Phase::Reserving => self.forget(now, key),
             Phase::Running(_) => {
                 entry.phase = Phase::Stopping;
                 vec![to::generator(StopSequence { sequence: entry.sequence() })]
@@ -423,10 +468,10 @@ impl PrefillerState {
     }
 
     /// The receiver is lost: its requests end.
-    fn on_peer_lost(&mut self, session: SessionId) -> Vec<Effect> {
+    fn on_peer_lost(&mut self, now: Instant, session: SessionId) -> Vec<Effect> {
         let keys: Vec<Key> = self.entries.keys().filter(|key| key.0 == session).copied().collect();
         self.grammars.forget(session);
-        keys.into_iter().flat_map(|key| self.on_cancel(key)).collect()
+        keys.into_iter().flat_map(|key| self.on_cancel(now, key)).collect()
     }
 
     /// Time has passed: prefills past their deadline and those without credits fail, and those that have waited too long for their grammar
@@ -435,21 +480,26 @@ impl PrefillerState {
         let [late, unready] = self.late(now);
         let mut effects = Vec::new();
         for key in late {
-            effects.extend(self.give_up(key, "the request's deadline passed on the sender".to_owned()));
+            effects.extend(self.give_up(now, key, "the request's deadline passed on the sender".to_owned()));
         }
         for key in unready {
-            effects.extend(self.refuse(key, "the grammar was not compiled in time on the sender".to_owned()));
+            effects.extend(self.refuse(
+                now,
+                key,
+                "the grammar was not compiled in time on the sender".to_owned(),
+            ));
         }
         for key in self.without_credits(now) {
             let seconds = NO_CREDIT_MAX.as_secs();
-            effects.extend(self.give_up(key, format!("the receiver granted no credit for {seconds} s")));
+            effects.extend(self.give_up(now, key, format!("the receiver granted no credit for {seconds} s")));
         }
         effects
     }
 
     /// Ends a prefill that has begun.
-    fn give_up(&mut self, key: Key, reason: String) -> Vec<Effect> {
-        [vec![failed(key, PrefillFault::Failed, reason)], self.on_cancel(key)].concat()
+    fn give_up(&mut self, now: Instant, key: Key, reason: String) -> Vec<Effect> {
+        self.note_failure(key, &reason);
+        [vec![failed(key, PrefillFault::Failed, reason)], self.on_cancel(now, key)].concat()
     }
 
     /// The prefills with pages to send whose sessions have sent no page for [`NO_CREDIT_MAX`].

@@ -77,6 +77,17 @@ pub enum PrefillFault {
     Busy,
 }
 
+/// The trace that a request belongs to, as in the header `traceparent` of the W3C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceContext {
+    /// The id of the trace; not all zero.
+    pub trace: [u8; 16],
+    /// The id of the span that is the parent of all spans of the prefill; not all zero.
+    pub span: [u8; 8],
+    /// Bit 0: the trace is recorded.
+    pub flags: u8,
+}
+
 /// The request that pages belong to, and the place of the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageOwner {

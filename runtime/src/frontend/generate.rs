@@ -182,8 +182,10 @@ fn submit(
         salt: ask.salt,
         ignore_eos: ask.ignore_eos,
         prompt_logprobs: ask.scores.top(),
+        sent: Instant::now(),
         deadline: period.end(),
         route,
+        trace: None,
     };
     match frontend.generate.try_send(generate) {
         Ok(()) => Ok(reply),

@@ -12,7 +12,7 @@ use crate::grammar::{GrammarHash, GrammarSource};
 use crate::log::{LaneSpeed, LogLine};
 use crate::messages::{
     CancelPrefill, CreditsGranted, LoadReport, PageFilled, PeerLeaving, PeerLoad, PeerReady, PrefillFailed,
-    PrefillFinished, PromptLogprobs, RingShared, SessionId, StartPrefill, StoreGrammar,
+    PrefillFinished, PromptLogprobs, RingShared, SessionId, StartPrefill, StoreGrammar, TracePrefill,
 };
 use crate::request::{CacheSalt, RequestId};
 
@@ -109,6 +109,9 @@ fn on_receivers_frame(session: SessionId, frame: Frame) -> Result<Vec<Effect>, S
             })
         }
         Frame::Grammar { index, kind, text } => to::prefiller(grammar(session, index, kind, text)?),
+        Frame::Trace { request, context } => {
+            to::prefiller(TracePrefill { session, request: RequestId(request), context })
+        }
         Frame::CancelPrefill { request } => {
             to::prefiller(CancelPrefill { session, request: RequestId(request) })
         }

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use connector::frame::{Frame, PROMPT_LOGPROBS_MAX, PrefillFault};
+use connector::frame::{Frame, PROMPT_LOGPROBS_MAX, PrefillFault, TraceContext};
 use engine::{Logprobs, PageId, Sampling};
 
 use super::Key;
 use crate::effect::{Effect, to};
 use crate::first_token;
 use crate::grammar::{CompiledGrammar, GrammarHash};
-use crate::messages::{CancelPuts, ReservePages, ReservePriority, SchedulePut, SendFrame, SequenceId};
+use crate::messages::{
+    CancelPuts, PrefillTraced, ReservePages, ReservePriority, SchedulePut, SendFrame, SequenceId,
+};
 use crate::request::CacheSalt;
 
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct HandOver {
     pub(super) pages: Vec<PageId>,
+    /// When the prompt got them.
+    pub(super) since: Instant,
     /// Leading tokens whose KV this process had in its prefix cache.
     pub(super) cached: u32,
     /// Leading pages that were handed to the transfer actor, or that the receiver had before.
@@ -59,6 +63,10 @@ pub(super) struct Entry {
     /// Leading tokens whose KV the receiver had before.
     pub(super) resident: u32,
     pub(super) deadline: Instant,
+    /// When the prompt came.
+    pub(super) came: Instant,
+    /// What has happened so far, if the prefill belongs to a trace.
+    pub(super) trace: Option<Box<PrefillTraced>>,
     pub(super) phase: Phase,
 }
 
@@ -87,6 +95,55 @@ impl Entry {
             priority: ReservePriority::New,
         };
         matches!(self.phase, Phase::Reserving).then(|| to::buffer_manager(reserve))
+    }
+
+    /// The prefill belongs to a trace. Only the first trace counts.
+    pub(super) fn begin_trace(&mut self, (session, request): Key, context: TraceContext) {
+        let (begun, cached_tokens) = match &self.phase {
+            Phase::Running(hand_over) | Phase::Sending(hand_over) => {
+                (Some(hand_over.since), hand_over.cached)
+            }
+            Phase::Compiling(..) | Phase::Reserving | Phase::Stopping | Phase::Draining => (None, 0),
+        };
+        let (came, prompt_tokens) = (self.came, self.prompt.len() as u32);
+        self.trace.get_or_insert_with(|| {
+            Box::new(PrefillTraced {
+                context,
+                session,
+                request,
+                prompt_tokens,
+                resident_tokens: self.resident,
+                cached_tokens,
+                came,
+                begun,
+                chunks: Vec::new(),
+                sampled: None,
+                flushed: Vec::new(),
+                ended: came,
+                failure: None,
+            })
+        });
+    }
+
+    /// Notes something in the trace, if there is one.
+    pub(super) fn note(&mut self, note: impl FnOnce(&mut PrefillTraced)) {
+        if let Some(trace) = &mut self.trace {
+            note(trace);
+        }
+    }
+
+    /// Notes why the prefill does not succeed. Only the first reason counts.
+    pub(super) fn note_failure(&mut self, reason: &str) {
+        self.note(|trace| {
+            trace.failure.get_or_insert_with(|| reason.to_owned());
+        });
+    }
+
+    /// The effect that records the trace of a prefill that has ended.
+    pub(super) fn end_trace(&mut self, now: Instant) -> Option<Effect> {
+        let mut trace = self.trace.take()?;
+        trace.ended = now;
+        Some(to::traces(*trace))
     }
 
     /// Sends the log probabilities of the prompt's next tokens.

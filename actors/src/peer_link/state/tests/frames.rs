@@ -1,11 +1,11 @@
 //! Tests of frames: the actor that gets each frame, and when frames are written.
 
-use connector::frame::{GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, PrefillFault};
+use connector::frame::{GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, PrefillFault, TraceContext};
 
 use super::*;
 use crate::grammar::{GrammarHash, GrammarSource};
-use crate::messages::StoreGrammar;
 use crate::messages::{LoadReport, PeerLoad, PromptLogprobs};
+use crate::messages::{StoreGrammar, TracePrefill};
 use crate::request::CacheSalt;
 use connector::frame::TokenLogprobs;
 
@@ -69,6 +69,7 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
     let (sampled_by, sampling) = (first_token::to_frame(&Default::default(), Some(3)), Default::default());
     let (salt, grammar) = (Some([3; 32]), Some([4; 32]));
     let source = GrammarSource::Regex("a*".into()).into();
+    let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
     let start = StartPrefill {
         session,
         request,
@@ -98,6 +99,7 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
             },
             to::prefiller(start),
         ),
+        (Frame::Trace { request: 5, context }, to::prefiller(TracePrefill { session, request, context })),
         (Frame::CancelPrefill { request: 5 }, to::prefiller(CancelPrefill { session, request })),
         (
             Frame::Grammar { index: 1, kind: GrammarKind::Regex, text: "a*".into() },
