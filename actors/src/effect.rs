@@ -312,7 +312,6 @@ table! {
     ToPrefiller, Prefiller, prefiller {
         StoreGrammar: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         StartPrefill in Box: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
-        TracePrefill: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         CancelPrefill: Post from [PeerLink], "one frame per session is in the peer link's mailbox";
         PagesReserved: Post from [BufferManager], "one per ReservePages";
         PagesDenied: Post from [BufferManager], "one per ReservePages";

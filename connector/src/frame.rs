@@ -411,7 +411,7 @@ pub enum Frame {
         #[serde(deserialize_with = "wire::text")]
         lane: String,
     },
-    /// Receiver → sender: record the prefill of this request. Sent after its [`Prefill`](Self::Prefill), since version 12.
+    /// Receiver → sender: record the prefill of this request. Its [`Prefill`](Self::Prefill) is the next frame with a request. Since version 12.
     Trace {
         /// The request's number.
         request: u64,

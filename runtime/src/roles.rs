@@ -275,6 +275,7 @@ fn start_node(
         scattered: false,
         routing: routing(config),
         kv_events,
+        traces: None,
         link,
     })?)
 }

@@ -115,17 +115,8 @@ pub struct StartPrefill {
     pub prompt_logprobs: Option<u32>,
     /// Milliseconds until the request's deadline.
     pub remaining_ms: u64,
-}
-
-/// Peer link → prefiller: this prefill belongs to a trace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TracePrefill {
-    /// The receiver's session.
-    pub session: SessionId,
-    /// The request.
-    pub request: RequestId,
-    /// The trace.
-    pub context: TraceContext,
+    /// The trace that the request belongs to. `None` if it is not recorded.
+    pub trace: Option<TraceContext>,
 }
 
 /// Peer link → prefiller: the receiver no longer wants this prefill.

@@ -40,3 +40,30 @@ pub struct PrefillTraced {
     /// Why the prefill did not succeed; `None` if all pages are visible at the receiver.
     pub failure: Option<String>,
 }
+
+impl PrefillTraced {
+    /// The record of a prefill that has just come.
+    pub(crate) fn new(
+        came: Instant,
+        context: TraceContext,
+        (session, request): (SessionId, RequestId),
+        prompt_tokens: u32,
+        resident_tokens: u32,
+    ) -> Self {
+        Self {
+            context,
+            session,
+            request,
+            prompt_tokens,
+            resident_tokens,
+            cached_tokens: 0,
+            came,
+            begun: None,
+            chunks: Vec::new(),
+            sampled: None,
+            flushed: Vec::new(),
+            ended: came,
+            failure: None,
+        }
+    }
+}

@@ -16,6 +16,7 @@ mod entry;
 mod grammars;
 
 use std::collections::{BTreeMap, HashMap, hash_map};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connector::frame::{Frame, PrefillFault};
@@ -25,9 +26,9 @@ use crate::first_token;
 use crate::grammar::{CompiledGrammar, GrammarError};
 use crate::log::LogLine;
 use crate::messages::{
-    GrammarCompiled, PagesComputed, PagesDenied, PagesReserved, PagesSent, ReleasePages, SendFrame,
-    SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill, StartSequence, StopSequence,
-    TRACED_MAX, TracePrefill,
+    GrammarCompiled, PagesComputed, PagesDenied, PagesReserved, PagesSent, PrefillTraced, ReleasePages,
+    SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill, StartSequence,
+    StopSequence, TRACED_MAX,
 };
 use crate::request::RequestId;
 use entry::{Entry, HandOver, Phase, cancel_puts, failed};
@@ -125,7 +126,6 @@ impl PrefillerState {
                 Vec::new()
             }
             ToPrefiller::StartPrefill(start) => self.on_prefill(now, *start),
-            ToPrefiller::TracePrefill(trace) => self.on_trace(trace),
             ToPrefiller::CancelPrefill(cancel) => self.on_cancel(now, (cancel.session, cancel.request)),
             ToPrefiller::GrammarCompiled(compiled) => self.on_compiled(now, &compiled),
             ToPrefiller::PagesReserved(reserved) => self.on_reserved(now, reserved),
@@ -157,6 +157,7 @@ impl PrefillerState {
             grammar,
             prompt_logprobs,
             remaining_ms,
+            trace,
         } = start;
         let key = (session, request);
         if let Some(reason) = self.refusal(key, &prompt, resident, prompt_logprobs) {
@@ -180,7 +181,9 @@ impl PrefillerState {
         let serial = self.next_serial;
         self.serials.insert(serial, key);
         *self.of_session.entry(session).or_default() += 1;
-        let prompt = prompt.into();
+        let prompt: Arc<[u32]> = prompt.into();
+        let trace =
+            trace.map(|context| PrefillTraced::new(now, context, key, prompt.len() as u32, resident).into());
         let entry = Entry {
             serial,
             prompt,
@@ -191,22 +194,12 @@ impl PrefillerState {
             reported: 0,
             resident,
             deadline,
-            came: now,
-            trace: None,
+            trace,
             phase,
         };
         let reserve = entry.reserve(self.config.page_tokens);
         self.entries.insert(key, entry);
         reserve.or(compile).into_iter().collect()
-    }
-
-    /// A prefill belongs to a trace. It may have ended already.
-    fn on_trace(&mut self, TracePrefill { session, request, context }: TracePrefill) -> Vec<Effect> {
-        let key = (session, request);
-        if let Some(entry) = self.entries.get_mut(&key) {
-            entry.begin_trace(key, context);
-        }
-        Vec::new()
     }
 
     /// The grammar thread has answered: the prompts that wait for this grammar get pages, or are refused.
@@ -329,8 +322,7 @@ impl PrefillerState {
             announce: false,
         });
         let sent = entry.resident / page_tokens;
-        let mut hand_over =
-            HandOver { pages, since: now, cached: resident, scheduled: sent, sent, put_micros: 0 };
+        let mut hand_over = HandOver { pages, cached: resident, scheduled: sent, sent, put_micros: 0 };
         // Pages that the prefix cache has can be put at once.
         let cached = hand_over.put(key, resident / page_tokens);
         entry.phase = Phase::Running(hand_over);
@@ -358,7 +350,8 @@ impl PrefillerState {
         };
         let (resident, sampled) = (event.resident, event.token.is_some());
         entry.note(|trace| {
-            if trace.chunks.len() < TRACED_MAX {
+            let before = trace.chunks.last().map_or(trace.cached_tokens, |(_, tokens)| *tokens);
+            if resident > before && trace.chunks.len() < TRACED_MAX {
                 trace.chunks.push((now, resident));
             }
             trace.sampled = trace.sampled.or(sampled.then_some(now));

@@ -40,6 +40,7 @@ fn start_prefill(request: u64) -> ToPrefiller {
         grammar: None,
         prompt_logprobs: None,
         remaining_ms: 3_600_000,
+        trace: None,
     }
     .into()
 }

@@ -1,6 +1,6 @@
 //! The traces of requests, and the checks of what senders record for them.
 
-use actors::messages::PrefillTraced;
+use actors::messages::{PrefillTraced, TRACED_MAX};
 use actors::request::{RequestId, Timings};
 use connector::frame::TraceContext;
 
@@ -31,12 +31,15 @@ impl World {
         let sent: Vec<_> = [vec![*came], begun.iter().copied().collect(), listed(flushed)].concat();
         let follows = |times: &[_]| times.is_sorted() && times.last() <= Some(ended);
         let visible = flushed.last().map_or(0, |(_, pages)| *pages);
-        let is_whole = sampled.is_some() && visible == prompt_tokens.div_ceil(PAGE_TOKENS);
+        let computed_all =
+            sampled.is_some() && chunks.last().is_some_and(|(_, tokens)| tokens == prompt_tokens);
+        let is_whole = computed_all && visible == prompt_tokens.div_ceil(PAGE_TOKENS);
+        let is_full = chunks.len().max(flushed.len()) == TRACED_MAX;
         let is_right = trace_of(*request) == Some(*context)
             && follows(&computed)
             && follows(&sent)
-            && sampled.is_none_or(|at| chunks.last().is_some_and(|(last, _)| at <= *last))
-            && (failure.is_some() || is_whole);
+            && chunks.is_sorted_by_key(|(_, tokens)| *tokens)
+            && (failure.is_some() || is_whole || is_full);
         if !is_right {
             self.fail(format!("process {node} records {traced:?}"));
         }

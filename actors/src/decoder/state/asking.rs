@@ -43,7 +43,7 @@ impl Peer {
     }
 
     /// Asks the sender to prefill a request of which `resident` tokens are here, and for the log probabilities of its prompt. Sends the request's grammar first, unless the sender
-    /// has it, and the request's trace last.
+    /// has it, and the request's trace.
     pub(super) fn ask(
         &mut self,
         now: Instant,
@@ -65,7 +65,7 @@ impl Peer {
         };
         let request = generate.request.0;
         let trace = generate.trace.map(|context| Frame::Trace { request, context });
-        let frames = new.into_iter().chain([prefill]).chain(trace);
+        let frames = new.into_iter().chain(trace).chain([prefill]);
         frames.map(|frame| to::peer_link(SendFrame { session, frame })).collect()
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use connector::frame::{Frame, PROMPT_LOGPROBS_MAX, PrefillFault, TraceContext};
+use connector::frame::{Frame, PROMPT_LOGPROBS_MAX, PrefillFault};
 use engine::{Logprobs, PageId, Sampling};
 
 use super::Key;
@@ -35,8 +35,6 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct HandOver {
     pub(super) pages: Vec<PageId>,
-    /// When the prompt got them.
-    pub(super) since: Instant,
     /// Leading tokens whose KV this process had in its prefix cache.
     pub(super) cached: u32,
     /// Leading pages that were handed to the transfer actor, or that the receiver had before.
@@ -63,8 +61,6 @@ pub(super) struct Entry {
     /// Leading tokens whose KV the receiver had before.
     pub(super) resident: u32,
     pub(super) deadline: Instant,
-    /// When the prompt came.
-    pub(super) came: Instant,
     /// What has happened so far, if the prefill belongs to a trace.
     pub(super) trace: Option<Box<PrefillTraced>>,
     pub(super) phase: Phase,
@@ -95,34 +91,6 @@ impl Entry {
             priority: ReservePriority::New,
         };
         matches!(self.phase, Phase::Reserving).then(|| to::buffer_manager(reserve))
-    }
-
-    /// The prefill belongs to a trace. Only the first trace counts.
-    pub(super) fn begin_trace(&mut self, (session, request): Key, context: TraceContext) {
-        let (begun, cached_tokens) = match &self.phase {
-            Phase::Running(hand_over) | Phase::Sending(hand_over) => {
-                (Some(hand_over.since), hand_over.cached)
-            }
-            Phase::Compiling(..) | Phase::Reserving | Phase::Stopping | Phase::Draining => (None, 0),
-        };
-        let (came, prompt_tokens) = (self.came, self.prompt.len() as u32);
-        self.trace.get_or_insert_with(|| {
-            Box::new(PrefillTraced {
-                context,
-                session,
-                request,
-                prompt_tokens,
-                resident_tokens: self.resident,
-                cached_tokens,
-                came,
-                begun,
-                chunks: Vec::new(),
-                sampled: None,
-                flushed: Vec::new(),
-                ended: came,
-                failure: None,
-            })
-        });
     }
 
     /// Notes something in the trace, if there is one.

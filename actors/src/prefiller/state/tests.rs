@@ -47,6 +47,7 @@ fn prefill(tokens: u32) -> StartPrefill {
         grammar: None,
         prompt_logprobs: None,
         remaining_ms: 1000,
+        trace: None,
     }
 }
 
@@ -343,11 +344,8 @@ fn a_prefill_of_a_trace_is_recorded_at_its_end() {
     let (mut state, came) = (state(), Instant::now());
     let after = |seconds| came + Duration::from_secs(seconds);
     let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
-    let trace = TracePrefill { session: S, request: R, context };
-    state.on_prefill(came, prefill(10));
+    state.on_prefill(came, StartPrefill { trace: Some(context), ..prefill(10) });
     state.on_reserved(after(1), PagesReserved { resident: 4, ..reserved(3) });
-    // The pages may come before the trace.
-    assert_eq!(state.on(after(1), trace.into()), []);
     state.on_advanced(after(2), advanced(8, None, None));
     state.on_sent(after(3), &sent(2));
     let finished = Some(SequenceEnd::Finished(FinishReason::Length));
@@ -369,7 +367,6 @@ fn a_prefill_of_a_trace_is_recorded_at_its_end() {
         failure: None,
     };
     assert_eq!(state.on_drained(after(6), KEY), [release(FIRST), to::traces(traced)]);
-    assert_eq!(state.on(after(7), trace.into()), [], "the prefill has ended");
 }
 
 #[test]
@@ -377,8 +374,7 @@ fn the_record_of_a_prefill_says_why_it_failed() {
     let reason = |end: fn(&mut PrefillerState, Instant) -> Vec<Effect>| {
         let (mut state, now) = (state(), Instant::now());
         let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
-        state.on_prefill(now, prefill(10));
-        state.on(now, TracePrefill { session: S, request: R, context }.into());
+        state.on_prefill(now, StartPrefill { trace: Some(context), ..prefill(10) });
         let mut effects = end(&mut state, now);
         effects.extend(state.on_drained(now, KEY));
         let traced = effects.into_iter().find_map(|effect| match effect {

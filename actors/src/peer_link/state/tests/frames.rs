@@ -4,8 +4,8 @@ use connector::frame::{GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, PrefillFaul
 
 use super::*;
 use crate::grammar::{GrammarHash, GrammarSource};
+use crate::messages::StoreGrammar;
 use crate::messages::{LoadReport, PeerLoad, PromptLogprobs};
-use crate::messages::{StoreGrammar, TracePrefill};
 use crate::request::CacheSalt;
 use connector::frame::TokenLogprobs;
 
@@ -69,7 +69,6 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
     let (sampled_by, sampling) = (first_token::to_frame(&Default::default(), Some(3)), Default::default());
     let (salt, grammar) = (Some([3; 32]), Some([4; 32]));
     let source = GrammarSource::Regex("a*".into()).into();
-    let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
     let start = StartPrefill {
         session,
         request,
@@ -80,6 +79,7 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
         grammar: grammar.map(GrammarHash),
         prompt_logprobs: Some(3),
         remaining_ms,
+        trace: None,
     };
     vec![
         (
@@ -99,7 +99,6 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
             },
             to::prefiller(start),
         ),
-        (Frame::Trace { request: 5, context }, to::prefiller(TracePrefill { session, request, context })),
         (Frame::CancelPrefill { request: 5 }, to::prefiller(CancelPrefill { session, request })),
         (
             Frame::Grammar { index: 1, kind: GrammarKind::Regex, text: "a*".into() },
@@ -284,4 +283,23 @@ fn the_peers_that_we_prefill_for_know_our_load() {
     let measured = SendFrame { session: outgoing.session, frame: probed() };
     assert_eq!(deliver(&mut state, measured), [outgoing.writes(probed()), outgoing.writes(load(5))]);
     assert_eq!(deliver(&mut state, report(7)), [outgoing.writes(load(7))]);
+}
+
+#[test]
+fn a_trace_belongs_to_the_next_prefill() {
+    let mut state = state(true);
+    let begun = up_outgoing(&mut state);
+    let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
+    let trace = |request| Frame::Trace { request, context };
+    let (prefill, start) = of_receivers(begun.session).into_iter().nth(2).expect("it is in the list");
+    let Effect::Prefiller(ToPrefiller::StartPrefill(start)) = start else {
+        panic!("{start:?} is no prefill")
+    };
+    let traced = to::prefiller(StartPrefill { trace: Some(context), ..(*start).clone() });
+    assert_eq!(begun.receives(&mut state, trace(5)), []);
+    assert_eq!(begun.receives(&mut state, prefill.clone()), [traced]);
+    let plain = to::prefiller(*start);
+    assert_eq!(begun.receives(&mut state, prefill.clone()), [plain.clone()], "the trace was used");
+    assert_eq!(begun.receives(&mut state, trace(6)), []);
+    assert_eq!(begun.receives(&mut state, prefill), [plain], "it is the trace of another request");
 }
