@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, Flag, Problem, Role, Surroundings};
+use crate::telemetry::LogFormat;
 use crate::{doctor, hub, panics, roles, telemetry};
 
 pub use model_commands::{ModelsCommand, ModelsOptions, PullOptions};
@@ -255,7 +256,7 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     let start = match &cli.command {
         Some(CliCommand::Bench(bench)) => return exit_code(bench.run()),
         Some(CliCommand::Pull(pull)) => {
-            telemetry::start(cli.start.log);
+            telemetry::start(cli.start.log, LogFormat::Text);
             return exit_code(pull.run().map_err(Into::into));
         }
         Some(CliCommand::Models(models)) => return exit_code(models.run().map_err(Into::into)),
@@ -277,7 +278,8 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let log = cli.start.log;
-    telemetry::start(if cli.start.disable_log_requests { log.without_requests() } else { log });
+    let filter = if cli.start.disable_log_requests { log.without_requests() } else { log };
+    telemetry::start(filter, LogFormat::of(&config));
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
     let served = hub::localize(config).map_err(anyhow::Error::new);
     exit_code(served.and_then(|config| roles::run(config.role, config, open)))

@@ -22,6 +22,7 @@ mod admission;
 mod answer_parser;
 mod api_error;
 mod api_key;
+mod begin;
 mod body;
 mod chat_template;
 mod choices;
@@ -43,15 +44,18 @@ mod node_report;
 mod observed;
 mod openai;
 mod openapi;
+mod operator;
 mod prefiller_header;
 mod prompt_logprobs;
 mod prompts;
 mod reasoning;
+mod recent;
 mod reply;
 mod response;
 mod responses_api;
 mod sampling;
 mod served_model;
+mod server_timing;
 mod stop;
 mod stream;
 mod strftime;
@@ -77,6 +81,8 @@ use actors::streams::Streams;
 use common::metrics::MetricsText;
 use serde::Serialize;
 use socket2::{SockRef, TcpKeepalive};
+
+use crate::traces::Traces;
 
 use api_key::ApiKey;
 use connection::{Connection, attend};
@@ -128,6 +134,8 @@ pub struct Frontend {
     pub deadline: Duration,
     /// Statistics on ended requests, shared by all ports of the process.
     pub observed: Arc<Observed>,
+    /// Records requests, for a collector of traces.
+    pub traces: Traces,
     /// The API key that clients send as `Authorization: Bearer KEY`; `None` accepts all clients.
     pub api_key: Option<String>,
     /// The limits for clients.
@@ -312,6 +320,7 @@ impl Frontend {
                         .route(web::post().to(admin::start_drain))
                         .default_service(web::to(handlers::only("GET, POST"))),
                 )
+                .service(get("/debug/requests", web::get().to(recent::list)))
                 .service(get("/node", web::get().to(handlers::node)))
                 .service(get("/version", web::get().to(handlers::version)))
                 .service(get("/load", web::get().to(handlers::load)))

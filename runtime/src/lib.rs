@@ -38,3 +38,4 @@ pub mod panics;
 pub mod process_metrics;
 pub mod roles;
 pub mod telemetry;
+pub mod traces;

@@ -83,6 +83,10 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("transport.ucx_library", "/u/libucp.so.0", "/u/libucp.so.0", "", "must be a path"),
     ("transport.min_gigabytes_per_second", "1.5", "1.5", "fast", "must be a number of at least 0"),
     ("transport.page_hash", "false", "false", "perhaps", "must be true or false"),
+    ("request.recent", "0", "0", "-1", "must be a whole number from 0 to 65536"),
+    ("traces.otlp_endpoint", "http://c:4318", "http://c:4318", "", "must be"),
+    ("traces.sample", "0", "0", "2", "must be from 0 to 1"),
+    ("log.format", "json", "json", "xml", "must be text or json"),
     ("shutdown.drain", "1500ms", "1500ms", "soon", "must be a duration"),
     ("shutdown.delay", "0s", "0s", "5", "must be a duration with a unit"),
 ];

@@ -39,6 +39,7 @@ use super::response::json;
 use super::served_model::ServedModel;
 use super::{METRICS_TYPE, WriteMetrics, get, listen, post};
 use crate::drain::{Drain, DrainStage};
+use crate::traces::Traces;
 use counts::{AnswerSource, NodeCounts, ProxyCounts, ProxyGauges};
 
 pub(crate) use client::with_causes;
@@ -97,6 +98,7 @@ pub struct FleetProxy {
     more_metrics: WriteMetrics,
     /// The drain of the process.
     drain: Drain,
+    traces: Traces,
 }
 
 /// The configuration of a [`FleetProxy`].
@@ -121,6 +123,8 @@ pub struct FleetSettings {
     pub index_bytes: u64,
     /// `routing.ttft_target`.
     pub ttft_target: Duration,
+    /// Records requests, for a collector of traces.
+    pub traces: Traces,
 }
 
 impl FleetProxy {
@@ -137,6 +141,7 @@ impl FleetProxy {
             more_metrics,
             index_bytes,
             ttft_target,
+            traces,
         } = settings;
         let mut state = FleetState::new(index_bytes, ttft_target, random_word());
         let counts = ProxyCounts::default();
@@ -156,6 +161,7 @@ impl FleetProxy {
             counts,
             more_metrics,
             drain,
+            traces,
         }
     }
 

@@ -110,6 +110,7 @@ fn frontend(role: Role, config: &Config, node: &Node, shared: &SharedState) -> F
         model: shared.model.clone(),
         grammars: shared.grammars.clone(),
         observed: shared.observed.clone(),
+        traces: shared.traces.clone(),
         route: Route::Auto,
         trusts_header: config.frontend.trust_header,
         deadline: config.request.deadline,
