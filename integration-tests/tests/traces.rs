@@ -76,8 +76,7 @@ fn a_trace_follows_a_request_through_a_pair() -> Result<()> {
     let pair = Pair::start_with(&[&endpoint], &QUICKLY)?;
     let header = format!("00-{TRACE}-00f067aa0ba902b7-01");
     let body = json!({ "prompt": prompt(0), "max_tokens": 24, "ignore_eos": true, "temperature": 0 });
-    let (status, answer) =
-        post_with(&pair.frontend, "/v1/completions", &[("traceparent", &header)], &body)?;
+    let (status, answer) = post_with(&pair.frontend, "/v1/completions", &[("traceparent", &header)], &body)?;
     ensure!(status == 200, "{answer}");
     for number in 1..10 {
         complete(&pair.frontend, &prompt(number), 24)?;
@@ -97,8 +96,7 @@ fn a_trace_follows_a_request_through_a_pair() -> Result<()> {
         let is_clients = id[0] == 0x4b && request.span.parent_span_id == CLIENT;
         ensure!(is_clients || request.span.parent_span_id.is_empty(), "{request:?}");
         let parts = children(&spans, request);
-        let expect =
-            ["read", "queue", "route", "wait for pages", "prefill", "exposed hand-over", "decode"];
+        let expect = ["read", "queue", "route", "wait for pages", "prefill", "exposed hand-over", "decode"];
         ensure!(names(parts.iter().copied()) == expect, "{:?}", names(parts.iter().copied()));
         covered.push(coverage(request, &parts)?);
         ensure!(request.text("gen_ai.usage.input_tokens") == "400", "{request:?}");
@@ -113,7 +111,9 @@ fn a_trace_follows_a_request_through_a_pair() -> Result<()> {
                 == BTreeSet::from(["wait for pages", "compute", "put"]),
             "{there:?}"
         );
-        let events = |name: &str| there.iter().find(|found| found.span.name == name).map(|found| found.span.events.len());
+        let events = |name: &str| {
+            there.iter().find(|found| found.span.name == name).map(|found| found.span.events.len())
+        };
         // Chunks have 128 tokens.
         ensure!(events("compute") == Some(4) && events("put") >= Some(1), "{there:?}");
     }
@@ -143,7 +143,10 @@ fn a_trace_follows_a_request_through_a_proxy_and_two_nodes() -> Result<()> {
     })?;
     // The spans of one request come from several processes at different times.
     until("no span is an orphan", STATE_WITHIN, || {
-        Ok(collector.traces().values().all(|spans| has_no_orphan(spans).is_ok() && root(spans, "proxy").is_ok()))
+        Ok(collector
+            .traces()
+            .values()
+            .all(|spans| has_no_orphan(spans).is_ok() && root(spans, "proxy").is_ok()))
     })?;
     let traces = collector.traces();
     for spans in traces.values() {
@@ -191,7 +194,10 @@ fn only_the_requests_that_are_sampled_are_recorded() -> Result<()> {
         let ms = |name: &str| request[name].as_f64().with_context(|| format!("no {name} in {request}"));
         let parts = [ms("routed_ms")?, ms("placed_ms")?, ms("prefilled_ms")?, ms("first_token_ms")?];
         ensure!(parts.is_sorted() && parts[0] > 0.0, "{request}");
-        ensure!(ms("read_ms")? + ms("queue_ms")? + parts[3] + ms("decode_ms")? <= ms("total_ms")?, "{request}");
+        ensure!(
+            ms("read_ms")? + ms("queue_ms")? + parts[3] + ms("decode_ms")? <= ms("total_ms")?,
+            "{request}"
+        );
     }
     Ok(())
 }

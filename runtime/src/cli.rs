@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn the_last_value_of_a_repeated_option_wins() {
         let serving =
-            ["runtime", "--port", "1", "--set", "log.color=never", "--port", "2", "--set", "ring.bytes=1MiB"];
+            ["runtime", "--port", "1", "--set", "log.format=json", "--port", "2", "--set", "ring.bytes=1MiB"];
         let cli = Cli::try_parse_from(serving).unwrap();
         assert_eq!((cli.start.port.as_deref(), cli.start.set.len()), (Some("2"), 2));
         let load = [

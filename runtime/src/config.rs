@@ -45,8 +45,8 @@ use figment::value::Value;
 use layers::Layers;
 use values::{
     Show, address, bytes, bytes_or_zero, count, device, duration, duration_or_zero, endpoints, host,
-    load_format, local_prefill, one_of, optional, path, peer, peers, pod, port, rate, secret, segment, share, share_or_zero,
-    text, truth,
+    load_format, local_prefill, one_of, optional, path, peer, peers, pod, port, rate, secret, segment, share,
+    share_or_zero, text, truth,
 };
 
 pub use flag::Flag;

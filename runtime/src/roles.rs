@@ -190,7 +190,8 @@ async fn serve(
     let compiler = Arc::clone(grammars.compiler());
     let link = ports.link.as_ref().map(TcpListener::local_addr).transpose()?;
     let (announcing, batches) = Announcing::begin(ports.kv_events.take());
-    let node = start_node(role, &config, &mut ports, engine, compiler, model.context_tokens, (batches, &traces))?;
+    let node =
+        start_node(role, &config, &mut ports, engine, compiler, model.context_tokens, (batches, &traces))?;
     limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
     if let Some(announcing) = announcing {
         let page_tokens = node.facts.page_tokens;

@@ -12,6 +12,7 @@
 //! A page is handed to the transfer actor as soon as no later token can change it. The prompt's pages are released when neither the engine
 //! nor a put uses them.
 
+mod ending;
 mod entry;
 mod grammars;
 
@@ -27,8 +28,7 @@ use crate::grammar::{CompiledGrammar, GrammarError};
 use crate::log::LogLine;
 use crate::messages::{
     GrammarCompiled, PagesComputed, PagesDenied, PagesReserved, PagesSent, PrefillTraced, ReleasePages,
-    SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill, StartSequence,
-    StopSequence, TRACED_MAX,
+    SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill, StartSequence, TRACED_MAX,
 };
 use crate::request::RequestId;
 use entry::{Entry, HandOver, Phase, cancel_puts, failed};
@@ -59,9 +59,6 @@ const PREFILLS_MAX: usize = 1024;
 /// Maximum time until the deadline of a peer's request.
 const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
 
-/// Maximum time for which a session sends no page although pages of prompts are ready. Then the receiver computes these prompts itself. A page
-/// that has a credit takes much less, so the session gets no credits.
-const NO_CREDIT_MAX: Duration = Duration::from_secs(30);
 /// Maximum time that a prefill waits for its grammar. Then the receiver computes it itself.
 const COMPILING_MAX: Duration = Duration::from_secs(10);
 
@@ -438,86 +435,6 @@ impl PrefillerState {
             Some(Entry { phase: Phase::Draining, .. }) => self.forget(now, key),
             _ => Vec::new(),
         }
-    }
-
-    /// The receiver no longer wants the prompt.
-    fn on_cancel(&mut self, now: Instant, key: Key) -> Vec<Effect> {
-        let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
-        if !matches!(entry.phase, Phase::Draining) {
-            entry.note_failure("it was cancelled");
-        }
-        match entry.phase {
-            Phase::Compiling(..) | Phase::Reserving => self.forget(now, key),
-            Phase::Running(_) => {
-                entry.phase = Phase::Stopping;
-                vec![to::generator(StopSequence { sequence: entry.sequence() })]
-            }
-            Phase::Sending(_) => {
-                entry.phase = Phase::Draining;
-                vec![cancel_puts(key)]
-            }
-            Phase::Stopping | Phase::Draining => Vec::new(),
-        }
-    }
-
-    /// The receiver is lost: its requests end.
-    fn on_peer_lost(&mut self, now: Instant, session: SessionId) -> Vec<Effect> {
-        let keys: Vec<Key> = self.entries.keys().filter(|key| key.0 == session).copied().collect();
-        self.grammars.forget(session);
-        keys.into_iter().flat_map(|key| self.on_cancel(now, key)).collect()
-    }
-
-    /// Time has passed: prefills past their deadline and those without credits fail, and those that have waited too long for their grammar
-    /// are refused.
-    fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
-        let [late, unready] = self.late(now);
-        let mut effects = Vec::new();
-        for key in late {
-            effects.extend(self.give_up(now, key, "the request's deadline passed on the sender".to_owned()));
-        }
-        for key in unready {
-            effects.extend(self.refuse(
-                now,
-                key,
-                "the grammar was not compiled in time on the sender".to_owned(),
-            ));
-        }
-        for key in self.without_credits(now) {
-            let seconds = NO_CREDIT_MAX.as_secs();
-            effects.extend(self.give_up(now, key, format!("the receiver granted no credit for {seconds} s")));
-        }
-        effects
-    }
-
-    /// Ends a prefill that has begun.
-    fn give_up(&mut self, now: Instant, key: Key, reason: String) -> Vec<Effect> {
-        self.note_failure(key, &reason);
-        [vec![failed(key, PrefillFault::Failed, reason)], self.on_cancel(now, key)].concat()
-    }
-
-    /// The prefills with pages to send whose sessions have sent no page for [`NO_CREDIT_MAX`].
-    fn without_credits(&mut self, now: Instant) -> Vec<Key> {
-        let waiting = self.entries.iter().filter(|(_, entry)| entry.has_pages_to_send());
-        let waiting: Vec<Key> = waiting.map(|(key, _)| *key).collect();
-        let before = std::mem::take(&mut self.waiting_since);
-        let since = |session: SessionId| before.get(&session).copied().unwrap_or(now);
-        self.waiting_since = waiting.iter().map(|(session, _)| (*session, since(*session))).collect();
-        let is_over = |(session, _): &Key| now.saturating_duration_since(since(*session)) >= NO_CREDIT_MAX;
-        waiting.into_iter().filter(is_over).collect()
-    }
-
-    /// The prefills past their deadline, and those whose grammar is late.
-    fn late(&self, now: Instant) -> [Vec<Key>; 2] {
-        let mut found = [Vec::new(), Vec::new()];
-        for (key, entry) in &self.entries {
-            match entry.phase {
-                Phase::Stopping | Phase::Draining => {}
-                Phase::Compiling(_, until) if now >= until => found[1].push(*key),
-                _ if now >= entry.deadline => found[0].push(*key),
-                _ => {}
-            }
-        }
-        found
     }
 }
 

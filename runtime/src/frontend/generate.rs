@@ -31,7 +31,7 @@ use super::responses_api::Output;
 use super::server_timing::{self, SERVER_TIMING};
 use super::stream::{Answers, EventShape, events, response_writer};
 use super::tokenizer::{Detokenizer, Tokenizer};
-use crate::traces::RequestTrace;
+use crate::traces::{RequestTrace, TRACEPARENT};
 
 /// The time that a request may take.
 #[derive(Clone, Copy)]
@@ -63,7 +63,7 @@ pub(super) async fn generate(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let arrived = Instant::now();
-    let trace = frontend.traces.begin(http.headers(), kind.path(), arrived);
+    let trace = frontend.traces.begin(kind.path(), arrived, || traceparent(&http));
     let result = answer(kind, frontend, http, payload, (arrived, trace.clone())).await;
     if let Some(trace) = trace {
         match &result {
@@ -72,6 +72,11 @@ pub(super) async fn generate(
         }
     }
     result
+}
+
+/// The header that says which trace a request belongs to.
+pub(super) fn traceparent(http: &HttpRequest) -> Option<&str> {
+    http.headers().get(TRACEPARENT)?.to_str().ok()
 }
 
 async fn answer(

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use actors::request::{FinishReason, RequestError, Timings};
+use actors::request::{FinishReason, RequestError, RequestId, Timings};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -23,16 +23,31 @@ pub(super) struct RecentRequests {
     list: Mutex<VecDeque<RecentRequest>>,
 }
 
-/// An answer that has ended. The times of `timings` count from the moment when it left the queue.
-#[derive(Clone, Debug, Serialize)]
+/// An answer that has ended.
+#[derive(Clone, Debug)]
 pub(super) struct RecentRequest {
+    id: String,
+    choice: usize,
+    request: RequestId,
+    trace: Option<String>,
+    arrived: SystemTime,
+    outcome: &'static str,
+    read: Duration,
+    queue: Duration,
+    total: Duration,
+    timings: Option<Timings>,
+}
+
+/// An entry of the list. The times of `timings` count from the moment when the request left the queue.
+#[derive(Serialize)]
+struct Row<'a> {
     /// The id that the client got, and the index of the answer.
     id: String,
     /// The id in logs.
     request: String,
     /// The trace that it belongs to, if it is recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
-    trace: Option<String>,
+    trace: Option<&'a str>,
     /// The arrival of the request, as RFC 3339 says.
     arrived: String,
     /// `stop`, `length`, or the reason in one word if it failed.
@@ -44,7 +59,7 @@ pub(super) struct RecentRequest {
     /// From its arrival to its end here.
     total_ms: f64,
     #[serde(flatten)]
-    timings: Option<Timings>,
+    timings: Option<&'a Timings>,
 }
 
 /// Milliseconds with three places.
@@ -63,15 +78,30 @@ impl RecentRequest {
             Err(error) => error.kind(),
         };
         Self {
-            id: format!("{}-{choice}", head.id),
-            request: request.to_string(),
+            id: head.id.clone(),
+            choice: *choice,
+            request: *request,
             trace: begin.trace.as_ref().map(|trace| trace.id()),
-            arrived: time_of(SystemTime::now() - total),
+            arrived: SystemTime::now() - total,
             outcome,
-            read_ms: rounded_ms(begin.read.saturating_duration_since(begin.arrived)),
-            queue_ms: rounded_ms(begin.began.saturating_duration_since(begin.read)),
-            total_ms: rounded_ms(total),
+            read: begin.read.saturating_duration_since(begin.arrived),
+            queue: begin.began.saturating_duration_since(begin.read),
+            total,
             timings: how.ok().map(|(_, timings)| timings.clone()),
+        }
+    }
+
+    fn row(&self) -> Row<'_> {
+        Row {
+            id: format!("{}-{}", self.id, self.choice),
+            request: self.request.to_string(),
+            trace: self.trace.as_deref(),
+            arrived: time_of(self.arrived),
+            outcome: self.outcome,
+            read_ms: rounded_ms(self.read),
+            queue_ms: rounded_ms(self.queue),
+            total_ms: rounded_ms(self.total),
+            timings: self.timings.as_ref(),
         }
     }
 }
@@ -110,12 +140,13 @@ impl RecentRequests {
 
 pub(super) async fn list(frontend: web::Data<Frontend>, request: HttpRequest) -> HttpResponse {
     #[derive(Serialize)]
-    struct List {
-        requests: Vec<RecentRequest>,
+    struct List<'a> {
+        requests: Vec<Row<'a>>,
     }
     if let Err(error) = operator::check(frontend.api_key.is_some(), &request) {
         return error.response();
     }
-    let list = List { requests: frontend.observed.recent.newest_first() };
+    let newest = frontend.observed.recent.newest_first();
+    let list = List { requests: newest.iter().map(RecentRequest::row).collect() };
     HttpResponse::Ok().content_type("application/json").body(json(&list))
 }

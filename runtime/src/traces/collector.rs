@@ -20,7 +20,9 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
 /// The exporter does not start.
 #[derive(Debug, thiserror::Error)]
-#[error("traces.otlp_endpoint {endpoint}: {reason}; give the URL of an OTLP collector, such as http://localhost:4318")]
+#[error(
+    "traces.otlp_endpoint {endpoint}: {reason}; give the URL of an OTLP collector, such as http://localhost:4318"
+)]
 pub struct CollectorError {
     endpoint: String,
     reason: String,
@@ -50,7 +52,11 @@ fn traces_url(endpoint: &str) -> Result<String, String> {
     if host.is_empty() {
         return Err("it has no host".to_owned());
     }
-    Ok(if path.is_empty() { format!("{}{PATH}", endpoint.trim_end_matches('/')) } else { endpoint.to_owned() })
+    Ok(if path.is_empty() {
+        format!("{}{PATH}", endpoint.trim_end_matches('/'))
+    } else {
+        endpoint.to_owned()
+    })
 }
 
 /// The attributes of this process. Those of the environment come first.

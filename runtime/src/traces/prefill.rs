@@ -38,7 +38,8 @@ fn record(exporter: &Exporter, prefill: PrefillTraced) {
         let computed = sampled.unwrap_or(ended);
         let event = |(at, tokens): &(_, u32)| (*at, "chunk", attribute("baton.tokens", i64::from(*tokens)));
         // Pages that were cached are put at once.
-        let first_put = chunks.first().filter(|_| cached_tokens <= resident_tokens).map_or(began, |(at, _)| *at);
+        let first_put =
+            chunks.first().filter(|_| cached_tokens <= resident_tokens).map_or(began, |(at, _)| *at);
         exporter.export(part("compute", began, computed, chunks.iter().map(event).collect()));
         if let Some((last, _)) = flushed.last() {
             let event = |(at, pages): &(_, u32)| (*at, "flush", attribute("baton.pages", i64::from(*pages)));

@@ -4,13 +4,12 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use actix_web::http::header::HeaderMap;
 use actors::request::Timings;
 use connector::frame::TraceContext;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
 
-use super::header::{self, TRACEPARENT};
+use super::header;
 use super::{Exporter, SAMPLED, Span, Traces, attribute, new_span, new_trace};
 use crate::frontend::random_word;
 
@@ -66,15 +65,16 @@ fn parts_of(timings: &Timings) -> Vec<(&'static str, f64)> {
 }
 
 impl Traces {
-    /// Begins the record of a request whose head has arrived. `None` if it is not recorded: a parent decides, or else chance.
-    pub fn begin(
+    /// Begins the record of a request whose head has arrived. `parent` returns its header [`TRACEPARENT`](super::TRACEPARENT). `None` if the
+    /// request is not recorded: a parent decides, or else chance.
+    pub fn begin<'a>(
         &self,
-        headers: &HeaderMap,
         path: &'static str,
         arrived: Instant,
+        parent: impl FnOnce() -> Option<&'a str>,
     ) -> Option<Arc<RequestTrace>> {
         let exporter = self.0.as_ref()?;
-        let parent = headers.get(TRACEPARENT).and_then(|value| header::read(value.to_str().ok()?));
+        let parent = parent().and_then(header::read);
         let is_recorded = match &parent {
             Some(parent) => parent.flags & SAMPLED != 0,
             None => exporter.below == u64::MAX || random_word() < exporter.below,
@@ -96,8 +96,8 @@ impl Traces {
     }
 
     /// The header for a node to which a request goes that is not recorded, so that the node does not record it either. `None` if it gets none.
-    pub fn unrecorded(&self, headers: &HeaderMap) -> Option<String> {
-        let given = headers.get(TRACEPARENT).and_then(|value| Some(value.to_str().ok()?.to_owned()));
+    pub fn unrecorded(&self, parent: Option<&str>) -> Option<String> {
+        let given = parent.map(str::to_owned);
         let own = || header::write(&TraceContext { trace: new_trace(), span: new_span(), flags: 0 });
         given.or_else(|| self.is_on().then(own))
     }
@@ -150,7 +150,13 @@ impl RequestTrace {
         TraceContext { span: span.to_le_bytes(), ..self.context }
     }
 
-    fn span(&self, name: impl Into<Cow<'static, str>>, parent: [u8; 8], start: Instant, end: Instant) -> Span {
+    fn span(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        parent: [u8; 8],
+        start: Instant,
+        end: Instant,
+    ) -> Span {
         Span {
             context: TraceContext { span: new_span(), ..self.context },
             parent: Some(parent),

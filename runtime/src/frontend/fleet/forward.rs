@@ -24,6 +24,7 @@ use crate::frontend::api_error::{ApiError, DRAINING};
 use crate::frontend::body::{self, Body};
 use crate::frontend::connection::Connection;
 use crate::frontend::deadline_header;
+use crate::frontend::generate::traceparent;
 use crate::frontend::names::request_name;
 use crate::frontend::openai::{self, ApiKind, RoutedPrompt};
 use crate::frontend::prompts::Reader;
@@ -61,6 +62,21 @@ enum AnswerProgress {
 }
 
 impl Live {
+    /// A request that was read and goes to nodes.
+    fn new(
+        proxy: &Arc<FleetProxy>,
+        http: &HttpRequest,
+        ticket: TicketId,
+        name: String,
+        (arrived, trace): (Instant, Option<Arc<RequestTrace>>),
+    ) -> Self {
+        if let Some(trace) = &trace {
+            trace.read(&name);
+        }
+        let unrecorded = if trace.is_none() { proxy.traces.unrecorded(traceparent(http)) } else { None };
+        Self { proxy: Arc::clone(proxy), ticket, name, arrived, progress: None, trace, unrecorded }
+    }
+
     /// A part of the answer has come.
     fn came(&mut self, part: &[u8]) {
         let is_data = !part.is_empty() && part != KEEP_ALIVE.as_bytes();
@@ -103,7 +119,7 @@ pub(super) async fn forward(
     payload: web::Payload,
 ) -> HttpResponse {
     let arrived = Instant::now();
-    let trace = proxy.traces.begin(http.headers(), kind.path(), arrived);
+    let trace = proxy.traces.begin(kind.path(), arrived, || traceparent(&http));
     let result = answer(kind, &proxy, &http, payload, (arrived, trace.clone())).await;
     if let Some(trace) = trace {
         match &result {
@@ -151,12 +167,7 @@ async fn answer(
     })?;
     let wanted = http.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let name = request_name(wanted.or(routed.request_id.as_deref()));
-    let unrecorded = if trace.is_none() { proxy.traces.unrecorded(http.headers()) } else { None };
-    if let Some(trace) = &trace {
-        trace.read(&name);
-    }
-    let proxy_of = Arc::clone(proxy);
-    let live = Live { proxy: proxy_of, ticket: ticket.id, name, arrived, progress: None, trace, unrecorded };
+    let live = Live::new(proxy, http, ticket.id, name, (arrived, trace));
     let mut key_refused = false;
     loop {
         let member = proxy.member(ticket.decode_on);

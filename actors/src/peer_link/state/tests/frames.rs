@@ -299,7 +299,11 @@ fn a_trace_belongs_to_the_next_prefill() {
     assert_eq!(begun.receives(&mut state, trace(5)), []);
     assert_eq!(begun.receives(&mut state, prefill.clone()), [traced]);
     let plain = to::prefiller(*start);
-    assert_eq!(begun.receives(&mut state, prefill.clone()), std::slice::from_ref(&plain), "the trace was used");
+    assert_eq!(
+        begun.receives(&mut state, prefill.clone()),
+        std::slice::from_ref(&plain),
+        "the trace was used"
+    );
     assert_eq!(begun.receives(&mut state, trace(6)), []);
     assert_eq!(begun.receives(&mut state, prefill), [plain], "it is the trace of another request");
 }
