@@ -28,6 +28,7 @@ mod chat_template;
 mod choices;
 mod connection;
 mod deadline_header;
+mod ended;
 mod field_table;
 mod fields;
 mod fleet;
@@ -99,7 +100,6 @@ pub use memory::InputMemory;
 #[cfg(test)]
 pub(crate) use model_text::testing;
 pub use model_text::{ModelText, TextError};
-pub(crate) use names::random_word;
 pub use node_report::{DecodeReport, NodeReport, NodeState};
 pub use observed::{AnswerCounts, CacheInfo, Observed, used_pages};
 pub use reasoning::ReasoningFormat;

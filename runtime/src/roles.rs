@@ -17,6 +17,7 @@ use actors::peer_link::state::SessionLimits;
 use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::Context as _;
+use common::splitmix::random_word;
 use connector::frame::Versions;
 use connector::transport::Transport;
 use connector::ucx::UcxTransport;
@@ -26,7 +27,7 @@ use tokio::sync::mpsc::Sender;
 use crate::config::{Config, Role};
 use crate::drain::{Drain, DrainStage};
 use crate::frontend::{
-    Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind, random_word,
+    Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind,
 };
 use crate::grammar::ModelCompiler;
 use crate::kv_events::{EventSource, KvEventPorts};

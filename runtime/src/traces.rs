@@ -21,7 +21,7 @@ use opentelemetry::trace::{Event, SpanContext, SpanId, SpanKind, Status, TraceFl
 use opentelemetry::{InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor as _};
 
-use crate::frontend::random_word;
+use common::splitmix::random_word;
 
 pub use collector::CollectorError;
 pub use header::TRACEPARENT;

@@ -6,7 +6,8 @@ use actors::request::{RequestError, RequestId};
 use futures_util::future::select_all;
 
 use super::begin::Begin;
-use super::observed::{Ended, Observed};
+use super::ended::Ended;
+use super::observed::Observed;
 use super::reply::{Piece, Reply};
 use super::response::Head;
 

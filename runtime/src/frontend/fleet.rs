@@ -26,6 +26,7 @@ use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actors::fleet::{FleetState, NodeId};
 use common::metrics::MetricsText;
+use common::splitmix::random_word;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -33,7 +34,7 @@ use super::api_error::ApiError;
 use super::handlers::version;
 use super::limits::Limits;
 use super::memory::InputMemory;
-use super::names::random_word;
+
 use super::openai::ApiKind;
 use super::response::json;
 use super::served_model::ServedModel;

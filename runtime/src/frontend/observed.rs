@@ -10,15 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use actors::counters::Counters;
-use actors::request::{FinishReason, RequestError, RequestId, Timings};
+use actors::request::{FinishReason, RequestError, Timings};
 use common::metrics::Histogram;
 use common::statistics::{mean, median, quantile};
 use tracing::{info, warn};
 
 use super::api_error::ApiError;
-use super::begin::Begin;
+use super::ended::Ended;
 use super::recent::{RecentRequest, RecentRequests};
-use super::response::Head;
 use crate::telemetry::REQUESTS;
 use crate::traces::{AnswerTrace, RequestTrace};
 
@@ -59,15 +58,6 @@ struct HandedOver {
     first_token_ms: VecDeque<f64>,
     count: u64,
     reported: u64,
-}
-
-/// A choice of a request that has ended, for the log.
-pub(super) struct Ended<'a> {
-    pub(super) head: &'a Head,
-    pub(super) choice: usize,
-    pub(super) request: RequestId,
-    /// When the request arrived and its answers began.
-    pub(super) begin: &'a Begin,
 }
 
 /// The KV pages as `vllm:cache_config_info` describes them.

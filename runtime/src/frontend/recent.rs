@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Frontend;
-use super::observed::Ended;
+use super::ended::Ended;
 use super::operator;
 use super::response::json;
 

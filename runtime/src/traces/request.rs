@@ -11,7 +11,7 @@ use opentelemetry::trace::SpanKind;
 
 use super::header;
 use super::{Exporter, SAMPLED, Span, Traces, attribute, new_span, new_trace};
-use crate::frontend::random_word;
+use common::splitmix::random_word;
 
 /// The record of a request. The span of the request is exported when the record is dropped, which is at the end of the response.
 pub struct RequestTrace {
