@@ -7,7 +7,7 @@ use connector::frame::TraceContext;
 use super::SessionId;
 use crate::request::RequestId;
 
-/// Maximum number of entries in each list of a [`PrefillTraced`]. Later chunks and puts are not listed.
+/// Maximum number of entries in each list of a [`PrefillTraced`]. Later chunks and flushes are not listed.
 pub const TRACED_MAX: usize = 128;
 
 /// Prefiller → exporter of traces: a prefill of a trace has ended.
@@ -33,12 +33,17 @@ pub struct PrefillTraced {
     pub chunks: Vec<(Instant, u32)>,
     /// When the first token was sampled.
     pub sampled: Option<Instant>,
+    /// Microseconds from the start of the first step with a part of the prompt to the first token; 0 before that.
+    pub running_micros: u64,
     /// After each flush: the time, and the pages of the prompt that were visible at the receiver by then. At most [`TRACED_MAX`].
     pub flushed: Vec<(Instant, u32)>,
+    /// The last flush, also if it is not listed.
+    pub last_flush: Option<Instant>,
     /// When no put used the prompt's pages any more.
     pub ended: Instant,
-    /// Why the prefill did not succeed; `None` if all pages are visible at the receiver.
-    pub failure: Option<String>,
+    /// Why the prefill did not succeed, in one word. `None` if all pages are visible at the receiver, or if the receiver needed only the
+    /// first token.
+    pub failure: Option<&'static str>,
 }
 
 impl PrefillTraced {
@@ -61,7 +66,9 @@ impl PrefillTraced {
             begun: None,
             chunks: Vec::new(),
             sampled: None,
+            running_micros: 0,
             flushed: Vec::new(),
+            last_flush: None,
             ended: came,
             failure: None,
         }

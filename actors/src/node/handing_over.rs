@@ -72,6 +72,7 @@ impl Contexts {
             vocabulary: parts.model.vocabulary,
             context_tokens: parts.model.context_tokens,
             compiles_grammars: grammars.is_some(),
+            records_traces: traces.is_some(),
         });
         let results = mailboxes.prefiller.clone();
         let grammar_thread = grammars

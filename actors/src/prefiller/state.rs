@@ -52,6 +52,8 @@ pub struct PrefillerConfig {
     pub context_tokens: u32,
     /// Whether there is a grammar thread. Without one, prefills with a grammar are refused.
     pub compiles_grammars: bool,
+    /// Whether prefills of traces are recorded.
+    pub records_traces: bool,
 }
 
 /// Maximum number of prefills per session at a time. There is no room for further ones.
@@ -179,8 +181,9 @@ impl PrefillerState {
         self.serials.insert(serial, key);
         *self.of_session.entry(session).or_default() += 1;
         let prompt: Arc<[u32]> = prompt.into();
-        let trace =
-            trace.map(|context| PrefillTraced::new(now, context, key, prompt.len() as u32, resident).into());
+        let trace = trace
+            .filter(|_| self.config.records_traces)
+            .map(|context| PrefillTraced::new(now, context, key, prompt.len() as u32, resident).into());
         let entry = Entry {
             serial,
             prompt,
@@ -212,7 +215,7 @@ impl PrefillerState {
 
     /// Refuses a prefill that was accepted, because of its grammar.
     fn refuse(&mut self, now: Instant, key: Key, reason: String) -> Vec<Effect> {
-        self.note_failure(key, &reason);
+        self.note_failure(key, "grammar");
         [vec![failed(key, PrefillFault::Refused, reason)], self.forget(now, key)].concat()
     }
 
@@ -279,7 +282,7 @@ impl PrefillerState {
     }
 
     /// Notes why a prefill does not succeed.
-    fn note_failure(&mut self, key: Key, reason: &str) {
+    fn note_failure(&mut self, key: Key, reason: &'static str) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.note_failure(reason);
         }
@@ -332,7 +335,7 @@ impl PrefillerState {
         let Some((key, _)) = self.find(denied.sequence) else { return Vec::new() };
         let PagesDenied { needed, usable, .. } = denied;
         let reason = format!("the prompt needs {needed} pages of KV and {usable} are usable now");
-        self.note_failure(key, &reason);
+        self.note_failure(key, "no_pages");
         [vec![failed(key, PrefillFault::Busy, reason)], self.on_cancel(now, key)].concat()
     }
 
@@ -345,13 +348,16 @@ impl PrefillerState {
             Phase::Running(_) => entry.report(key, event.prompt_logprobs),
             _ => Vec::new(),
         };
-        let (resident, sampled) = (event.resident, event.token.is_some());
+        let (resident, sampled, running_micros) =
+            (event.resident, event.token.is_some(), event.running_micros);
         entry.note(|trace| {
             let before = trace.chunks.last().map_or(trace.cached_tokens, |(_, tokens)| *tokens);
             if resident > before && trace.chunks.len() < TRACED_MAX {
                 trace.chunks.push((now, resident));
             }
-            trace.sampled = trace.sampled.or(sampled.then_some(now));
+            if sampled && trace.sampled.is_none() {
+                (trace.sampled, trace.running_micros) = (Some(now), running_micros);
+            }
         });
         if let Phase::Running(hand_over) = &mut entry.phase {
             let prompt_tokens = entry.prompt.len() as u32;
@@ -380,11 +386,11 @@ impl PrefillerState {
                 effects.extend(self.drain_if_sent(key));
             }
             (_, SequenceEnd::Failed(reason)) => {
-                entry.note_failure(&reason);
+                entry.note_failure("engine");
                 effects.extend([failed(key, PrefillFault::Failed, reason), cancel_puts(key)]);
             }
             (_, SequenceEnd::GrammarFailed(reason)) => {
-                entry.note_failure(&reason);
+                entry.note_failure("grammar");
                 effects.extend([failed(key, PrefillFault::Refused, reason), cancel_puts(key)]);
             }
             (_, SequenceEnd::Finished(_) | SequenceEnd::Stopped) => effects.push(cancel_puts(key)),
@@ -402,6 +408,7 @@ impl PrefillerState {
             hand_over.put_micros += sent.put_micros;
             let visible = hand_over.sent;
             entry.note(|trace| {
+                trace.last_flush = Some(now);
                 if trace.flushed.len() < TRACED_MAX {
                     trace.flushed.push((now, visible));
                 }

@@ -88,6 +88,16 @@ pub struct TraceContext {
     pub flags: u8,
 }
 
+impl TraceContext {
+    /// Bit 0 of the flags: the trace is recorded.
+    pub const RECORDED: u8 = 1;
+
+    /// Whether both ids are valid and the trace is recorded.
+    pub fn is_recorded(&self) -> bool {
+        self.trace != [0; 16] && self.span != [0; 8] && self.flags & Self::RECORDED != 0
+    }
+}
+
 /// The request that pages belong to, and the place of the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageOwner {

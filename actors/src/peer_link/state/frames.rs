@@ -117,7 +117,7 @@ fn on_receivers_frame(
         }
         Frame::Grammar { index, kind, text } => to::prefiller(grammar(session, index, kind, text)?),
         Frame::Trace { request, context } => {
-            *trace = Some((request, context));
+            *trace = context.is_recorded().then_some((request, context));
             return Ok(Vec::new());
         }
         Frame::CancelPrefill { request } => {

@@ -16,8 +16,9 @@ impl PrefillerState {
     /// The receiver no longer wants the prompt.
     pub(super) fn on_cancel(&mut self, now: Instant, key: Key) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
-        if !matches!(entry.phase, Phase::Draining) {
-            entry.note_failure("it was cancelled");
+        // A receiver that has its first token may need no more.
+        if entry.trace.as_ref().is_some_and(|trace| trace.sampled.is_none()) {
+            entry.note_failure("cancelled");
         }
         match entry.phase {
             Phase::Compiling(..) | Phase::Reserving => self.forget(now, key),
@@ -37,7 +38,11 @@ impl PrefillerState {
     pub(super) fn on_peer_lost(&mut self, now: Instant, session: SessionId) -> Vec<Effect> {
         let keys: Vec<Key> = self.entries.keys().filter(|key| key.0 == session).copied().collect();
         self.grammars.forget(session);
-        keys.into_iter().flat_map(|key| self.on_cancel(now, key)).collect()
+        let lost = |key: Key| {
+            self.note_failure(key, "receiver_lost");
+            self.on_cancel(now, key)
+        };
+        keys.into_iter().flat_map(lost).collect()
     }
 
     /// Time has passed: prefills past their deadline and those without credits fail, and those that have waited too long for their grammar
@@ -46,7 +51,8 @@ impl PrefillerState {
         let [late, unready] = self.late(now);
         let mut effects = Vec::new();
         for key in late {
-            effects.extend(self.give_up(now, key, "the request's deadline passed on the sender".to_owned()));
+            let reason = "the request's deadline passed on the sender".to_owned();
+            effects.extend(self.give_up(now, key, "deadline", reason));
         }
         for key in unready {
             effects.extend(self.refuse(
@@ -57,14 +63,19 @@ impl PrefillerState {
         }
         for key in self.without_credits(now) {
             let seconds = NO_CREDIT_MAX.as_secs();
-            effects.extend(self.give_up(now, key, format!("the receiver granted no credit for {seconds} s")));
+            effects.extend(self.give_up(
+                now,
+                key,
+                "no_credits",
+                format!("the receiver granted no credit for {seconds} s"),
+            ));
         }
         effects
     }
 
-    /// Ends a prefill that has begun.
-    fn give_up(&mut self, now: Instant, key: Key, reason: String) -> Vec<Effect> {
-        self.note_failure(key, &reason);
+    /// Ends a prefill that has begun. `kind` is the reason in one word.
+    fn give_up(&mut self, now: Instant, key: Key, kind: &'static str, reason: String) -> Vec<Effect> {
+        self.note_failure(key, kind);
         [vec![failed(key, PrefillFault::Failed, reason)], self.on_cancel(now, key)].concat()
     }
 

@@ -100,11 +100,9 @@ impl Entry {
         }
     }
 
-    /// Notes why the prefill does not succeed. Only the first reason counts.
-    pub(super) fn note_failure(&mut self, reason: &str) {
-        self.note(|trace| {
-            trace.failure.get_or_insert_with(|| reason.to_owned());
-        });
+    /// Notes in the trace why the prefill does not succeed, in one word. Only the first reason counts.
+    pub(super) fn note_failure(&mut self, reason: &'static str) {
+        self.note(|trace| trace.failure = trace.failure.or(Some(reason)));
     }
 
     /// The effect that records the trace of a prefill that has ended.

@@ -7,7 +7,9 @@ use engine::PageId;
 
 use super::*;
 use crate::effect::{ToGenerator, ToPeerLink, ToTraces};
-use crate::messages::{CancelPuts, PrefillTraced, ReservePages, ReservePriority, SchedulePut};
+use crate::messages::{
+    CancelPuts, PrefillTraced, ReservePages, ReservePriority, SchedulePut, StopSequence,
+};
 use crate::request::{CacheSalt, FinishReason};
 use connector::frame::{PrefillFault, TraceContext};
 
@@ -28,6 +30,7 @@ fn state() -> PrefillerState {
         vocabulary: 100,
         context_tokens: 40,
         compiles_grammars: true,
+        records_traces: true,
     })
 }
 
@@ -362,7 +365,9 @@ fn a_prefill_of_a_trace_is_recorded_at_its_end() {
         begun: Some(after(1)),
         chunks: vec![(after(2), 8), (after(4), 10)],
         sampled: Some(after(4)),
+        running_micros: 9,
         flushed: vec![(after(3), 2), (after(5), 3)],
+        last_flush: Some(after(5)),
         ended: after(6),
         failure: None,
     };
@@ -383,16 +388,23 @@ fn the_record_of_a_prefill_says_why_it_failed() {
         });
         traced.expect("the prefill is recorded").unwrap_or_default()
     };
-    assert_eq!(reason(|state, now| state.on_cancel(now, KEY)), "it was cancelled");
-    assert_eq!(reason(|state, now| state.on_peer_lost(now, S)), "it was cancelled");
-    assert!(reason(|state, now| state.on_tick(now + Duration::from_secs(2))).contains("deadline"));
+    assert_eq!(reason(|state, now| state.on_cancel(now, KEY)), "cancelled");
+    assert_eq!(reason(|state, now| state.on_peer_lost(now, S)), "receiver_lost");
+    assert_eq!(reason(|state, now| state.on_tick(now + Duration::from_secs(2))), "deadline");
     let denied = |state: &mut PrefillerState, now| {
         state.on_denied(now, &PagesDenied { sequence: FIRST, needed: 3, usable: 2 })
     };
-    assert!(reason(denied).contains("needs 3 pages"));
+    assert_eq!(reason(denied), "no_pages");
     let fails = |state: &mut PrefillerState, now| {
         state.on_reserved(now, reserved(3));
         state.on_advanced(now, advanced(0, None, Some(SequenceEnd::Failed("smoke".into()))))
     };
-    assert_eq!(reason(fails), "smoke");
+    assert_eq!(reason(fails), "engine");
+    let has_its_token = |state: &mut PrefillerState, now| {
+        state.on_reserved(now, reserved(3));
+        let finished = Some(SequenceEnd::Finished(FinishReason::Length));
+        state.on_advanced(now, advanced(10, Some(3), finished));
+        state.on_cancel(now, KEY)
+    };
+    assert_eq!(reason(has_its_token), "", "the receiver needed only the first token");
 }
