@@ -44,9 +44,9 @@ use figment::value::Value;
 
 use layers::Layers;
 use values::{
-    Show, address, bytes, bytes_or_zero, count, device, duration, duration_or_zero, endpoints, host,
-    load_format, local_prefill, one_of, optional, path, peer, peers, pod, port, rate, secret, segment, share,
-    share_or_zero, text, truth,
+    Show, address, bytes, bytes_or_zero, collector, count, device, duration, duration_or_zero, endpoints,
+    host, load_format, local_prefill, one_of, optional, path, peer, peers, pod, port, rate, secret, segment,
+    share, share_or_zero, text, truth,
 };
 
 pub use flag::Flag;
@@ -261,9 +261,9 @@ sections! {
     }
     /// Traces of requests for a collector of OpenTelemetry.
     traces: TracesSection {
-        /// The URL of the collector (OTLP over HTTP), such as `http://localhost:4318`. Without it, nothing is recorded.
-        otlp_endpoint: Option<String> = |value| optional(value, text), |_, _| layers::NOTHING;
-        /// The share of requests that are recorded, if the client does not say by `traceparent` whether they are.
+        /// URL of the OpenTelemetry collector (OTLP over HTTP), such as `http://localhost:4318`. Without it, nothing is recorded.
+        otlp_endpoint: Option<String> = |value| optional(value, collector), |_, _| layers::NOTHING;
+        /// Share of requests without the header `traceparent` that are recorded. With it, the client decides.
         sample: f32 = share_or_zero, |_, _| "1";
     }
     /// The log.

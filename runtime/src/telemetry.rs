@@ -80,7 +80,7 @@ pub fn start(filter: Filter, format: LogFormat) {
     // A second call fails; the subscriber of the first call stays.
     let _ = match format {
         LogFormat::Text => set_global_default(base.compact().with_ansi(text).with_target(false).finish()),
-        LogFormat::Json => set_global_default(base.json().flatten_event(true).finish()),
+        LogFormat::Json => set_global_default(base.with_timer(Rfc3339).json().flatten_event(true).finish()),
     };
 }
 
@@ -90,6 +90,15 @@ struct Utc;
 impl FormatTime for Utc {
     fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
         write!(w, "{}", Timestamp::now().strftime("%Y-%m-%d %H:%M:%S.%3f"))
+    }
+}
+
+/// Formats times as `2026-11-22T21:32:52.123Z`.
+struct Rfc3339;
+
+impl FormatTime for Rfc3339 {
+    fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
+        write!(w, "{}", Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%3fZ"))
     }
 }
 

@@ -24,12 +24,10 @@ use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLin
 use common::splitmix::random_word;
 
 pub use collector::CollectorError;
+
 pub use header::TRACEPARENT;
 pub use prefill::record_prefills;
 pub use request::{AnswerTrace, AttemptTrace, RequestTrace};
-
-/// Bit 0 of [`TraceContext::flags`]: the trace is recorded.
-const SAMPLED: u8 = 1;
 
 /// Maximum time in which the last spans are sent when the process ends.
 const LAST_SPANS: Duration = Duration::from_secs(3);
@@ -46,6 +44,25 @@ struct Exporter {
     below: u64,
 }
 
+/// The same moment on the clock of the process and on that of the system. One pair converts all times of a request, so that its spans fit together
+/// even if the system's clock is set meanwhile.
+#[derive(Clone, Copy)]
+struct ClockPair {
+    process: Instant,
+    system: SystemTime,
+}
+
+impl ClockPair {
+    fn now() -> Self {
+        Self { process: Instant::now(), system: SystemTime::now() }
+    }
+
+    fn at(&self, time: Instant) -> SystemTime {
+        let since = self.system + time.saturating_duration_since(self.process);
+        since - self.process.saturating_duration_since(time)
+    }
+}
+
 /// A part of a request.
 struct Span {
     context: TraceContext,
@@ -58,8 +75,10 @@ struct Span {
     end: Instant,
     attributes: Vec<KeyValue>,
     events: Vec<(Instant, &'static str, KeyValue)>,
+    /// Events that are not listed.
+    more_events: u32,
     /// The reason in one word if it failed.
-    failure: Option<Cow<'static, str>>,
+    failure: Option<&'static str>,
 }
 
 impl fmt::Debug for Traces {
@@ -81,6 +100,14 @@ impl Traces {
         Ok(Self(Some(Arc::new(Exporter { spans, scope, below }))))
     }
 
+    /// Checks the URL of a collector.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(endpoint: &str) -> Result<(), String> {
+        collector::traces_url(endpoint).map(drop)
+    }
+
     /// True if requests may be recorded.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
@@ -97,12 +124,13 @@ impl Traces {
 }
 
 impl Exporter {
-    fn export(&self, span: Span) {
-        // Times of the process become times of the clock when they are exported, so that a clock that was set does not matter.
-        let (now, clock) = (Instant::now(), SystemTime::now());
-        let at = |time: Instant| clock - now.saturating_duration_since(time);
-        let Span { context, parent, is_remote, kind, name, start, end, attributes, events, failure } = span;
+    fn export(&self, clock: ClockPair, span: Span) {
+        let at = |time| clock.at(time);
+        let Span { context, parent, is_remote, kind, name, start, end, mut attributes, events, .. } = span;
+        let failure = span.failure;
+        attributes.extend(failure.map(|failure| attribute("error.type", failure)));
         let mut listed = SpanEvents::default();
+        listed.dropped_count = span.more_events;
         let event = |(time, name, attribute)| Event::new(name, at(time), vec![attribute], 0);
         listed.events = events.into_iter().map(event).collect();
         self.spans.on_end(SpanData {

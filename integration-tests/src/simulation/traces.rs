@@ -12,7 +12,7 @@ pub(super) fn trace_of(request: RequestId) -> Option<TraceContext> {
     let id = request.0.to_le_bytes();
     let mut trace = [1; 16];
     trace[..id.len()].copy_from_slice(&id);
-    request.0.is_multiple_of(3).then_some(TraceContext { trace, span: id, flags: 1 })
+    request.0.is_multiple_of(3).then_some(TraceContext { trace, span: id, flags: TraceContext::RECORDED })
 }
 
 /// The times of an answer follow each other.

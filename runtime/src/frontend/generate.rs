@@ -10,6 +10,7 @@ use actors::finish::FinishRule;
 use actors::grammar::CompiledGrammar;
 use actors::request::{Generate, Refused, RequestError, Route};
 use engine::{Logprobs, Token};
+use futures_util::TryFutureExt as _;
 use tokio::time::timeout_at;
 
 use super::Frontend;
@@ -67,8 +68,8 @@ pub(super) async fn generate(
     let result = answer(kind, frontend, http, payload, (arrived, trace.clone())).await;
     if let Some(trace) = trace {
         match &result {
-            Ok(response) => trace.responded(response.status().as_u16(), None),
-            Err(error) => trace.responded(error.status.as_u16(), Some(error.kind())),
+            Ok(response) => trace.responded(response.status().as_u16()),
+            Err(error) => trace.responded(error.status.as_u16()),
         }
     }
     result
@@ -121,8 +122,14 @@ async fn answer(
     }
     let named = frontend.trusts_header.then(|| prefiller_header::route(http.headers())).flatten();
     let route = named.unwrap_or_else(|| frontend.route.clone());
-    let waiting = Waiting { grammar, place, period, route, read, trace };
+    let waiting = Waiting { grammar, place, period, route, read, trace: trace.clone() };
     let started = start(Arc::clone(&frontend), Arc::clone(&ask), waiting);
+    // Its stream may have begun with a comment, with status 200.
+    let started = started.inspect_err(move |error| {
+        if let Some(trace) = trace {
+            trace.refused(error.status.as_u16());
+        }
+    });
     let Some(options) = ask.stream else {
         return match kind {
             ApiKind::Response => whole_response(&frontend, &head, &ask, started.await?).await,
@@ -179,15 +186,15 @@ async fn start(frontend: Arc<Frontend>, ask: Arc<Ask>, waiting: Waiting) -> Resu
         // The permits came at once, but the body arrived late.
         return Err(late(&frontend, period));
     }
-    if let Some(trace) = &trace {
-        trace.began(began, ask.choices());
-    }
     let begin = Begin { arrived: period.arrived, read, began, trace };
     let submit = |(choice, permit)| {
         submit(&frontend, &ask, (choice, permit), grammar.clone(), period, route.clone(), &begin)
     };
     let turned_away = |error: ApiError| frontend.observed.turned_away(error);
     let permits = permits.map_err(turned_away)?;
+    if let Some(trace) = &begin.trace {
+        trace.began(began, ask.choices());
+    }
     let replies: Result<_, ApiError> = permits.into_iter().enumerate().map(submit).collect();
     let replies = replies.map_err(turned_away)?;
     Ok(Choices::new(replies, begin))

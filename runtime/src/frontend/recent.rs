@@ -3,7 +3,7 @@
 //! The list has no text and no tokens of prompts and answers.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -20,11 +20,11 @@ use super::response::json;
 pub(super) struct RecentRequests {
     most: usize,
     /// The newest last.
-    list: Mutex<VecDeque<RecentRequest>>,
+    list: Mutex<VecDeque<Arc<RecentRequest>>>,
 }
 
 /// An answer that has ended.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct RecentRequest {
     id: String,
     choice: usize,
@@ -87,7 +87,10 @@ impl RecentRequest {
             read: begin.read.saturating_duration_since(begin.arrived),
             queue: begin.began.saturating_duration_since(begin.read),
             total,
-            timings: how.ok().map(|(_, timings)| timings.clone()),
+            timings: how
+                .ok()
+                .filter(|(_, timings)| timings.prompt_tokens > 0)
+                .map(|(_, timings)| timings.clone()),
         }
     }
 
@@ -123,7 +126,7 @@ impl RecentRequests {
         if self.most == 0 {
             return;
         }
-        let ended = ended();
+        let ended = Arc::new(ended());
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         if list.len() == self.most {
             list.pop_front();
@@ -132,7 +135,7 @@ impl RecentRequests {
     }
 
     /// The newest first.
-    fn newest_first(&self) -> Vec<RecentRequest> {
+    fn newest_first(&self) -> Vec<Arc<RecentRequest>> {
         let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.iter().rev().cloned().collect()
     }
@@ -147,6 +150,6 @@ pub(super) async fn list(frontend: web::Data<Frontend>, request: HttpRequest) ->
         return error.response();
     }
     let newest = frontend.observed.recent.newest_first();
-    let list = List { requests: newest.iter().map(RecentRequest::row).collect() };
+    let list = List { requests: newest.iter().map(|ended| ended.row()).collect() };
     HttpResponse::Ok().content_type("application/json").body(json(&list))
 }

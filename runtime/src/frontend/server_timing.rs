@@ -15,8 +15,11 @@ pub(super) fn of_stream(begin: &Begin) -> String {
     format!("{}, ttft;dur={}", of_begin(begin), rounded_ms(begin.arrived.elapsed()))
 }
 
-/// The parts of a whole answer. `decode` ends with the last token, `total` now.
+/// The parts of a whole answer. `decode` ends with the last token, `total` now. If the decoder has not reported its times, only those before.
 pub(super) fn of_answer(begin: &Begin, timings: &Timings) -> String {
+    if timings.prompt_tokens == 0 {
+        return of_begin(begin);
+    }
     let Timings { routed_ms, placed_ms, prefilled_ms, exposed_ms, first_token_ms, decode_ms, .. } = *timings;
     let hand_over = if timings.disaggregated { exposed_ms } else { 0.0 };
     let parts = [
@@ -50,6 +53,7 @@ mod tests {
         let begin = Begin { arrived, read: after(2), began: after(5), trace: None };
         let timings = Timings {
             disaggregated: true,
+            prompt_tokens: 5,
             routed_ms: 0.5,
             placed_ms: 1.0,
             prefilled_ms: 20.25,

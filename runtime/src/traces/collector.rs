@@ -1,9 +1,10 @@
 //! The connection to the collector.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use opentelemetry::KeyValue;
+use opentelemetry::{KeyValue, Value};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
@@ -32,11 +33,11 @@ pub struct CollectorError {
 /// `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`.
 pub(super) fn start(endpoint: &str, role: &'static str) -> Result<BatchSpanProcessor, CollectorError> {
     let failed = |reason: String| CollectorError { endpoint: endpoint.to_owned(), reason };
+    let url = traces_url(endpoint).map_err(failed)?;
     let exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(Client::new())
-        .with_endpoint(traces_url(endpoint).map_err(failed)?)
-        .with_timeout(PATIENCE)
+        .with_endpoint(url)
         .build()
         .map_err(|error| failed(error.to_string()))?;
     let mut spans = BatchSpanProcessor::builder(exporter).build();
@@ -45,7 +46,7 @@ pub(super) fn start(endpoint: &str, role: &'static str) -> Result<BatchSpanProce
 }
 
 /// The URL for traces at a collector.
-fn traces_url(endpoint: &str) -> Result<String, String> {
+pub(super) fn traces_url(endpoint: &str) -> Result<String, String> {
     let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
     let rest = rest.ok_or("it does not begin with http:// or https://")?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -62,32 +63,66 @@ fn traces_url(endpoint: &str) -> Result<String, String> {
 /// The attributes of this process. Those of the environment come first.
 fn resource(role: &'static str) -> Resource {
     let pid = std::process::id();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim().to_owned();
     let given = Resource::builder().build();
-    let name = given.get(&"service.name".into()).map(|name| name.to_string());
-    let is_named = name.is_some_and(|name| !name.starts_with("unknown_service"));
-    let mut builder = Resource::builder().with_attributes([
+    let is_own = |name: &Value| !name.as_str().starts_with("unknown_service");
+    let name = given.get(&"service.name".into()).filter(is_own).unwrap_or_else(|| "baton".into());
+    let others = given.iter().filter(|(key, _)| key.as_str() != "service.name");
+    let others: Vec<KeyValue> =
+        others.map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
+    let own = [
         KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.instance.id", format!("{host}:{pid}")),
+        KeyValue::new("host.name", host),
         KeyValue::new("process.pid", i64::from(pid)),
         KeyValue::new("baton.role", role),
-    ]);
-    if !is_named {
-        builder = builder.with_service_name("baton");
-    }
-    builder.build()
+    ];
+    Resource::builder_empty().with_attributes(own).with_attributes(others).with_service_name(name).build()
 }
 
+/// Minimum time between two warnings.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
 /// Sends requests of the exporter, on the exporter's thread.
-struct Client(ureq::Agent);
+struct Client {
+    agent: ureq::Agent,
+    warned: Mutex<Option<Instant>>,
+}
 
 impl Client {
     fn new() -> Self {
         let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
-        Self(config.build().new_agent())
+        Self { agent: config.build().new_agent(), warned: Mutex::default() }
     }
 
+    /// Sends a request. If the collector does not take it, the log says so now and then.
     fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let answer = self.try_send(request);
+        let fault = match &answer {
+            Ok(answer) if answer.status().is_success() => None,
+            Ok(answer) => Some(format!("it answers {}", answer.status())),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(fault) = fault {
+            self.warn(&fault);
+        }
+        answer
+    }
+
+    fn warn(&self, fault: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            *warned = Some(Instant::now());
+            tracing::warn!(
+                "traces are lost, because the collector (traces.otlp_endpoint) does not take them: {fault}"
+            );
+        }
+    }
+
+    fn try_send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let (parts, body) = request.into_parts();
-        let answer = self.0.run(ureq::http::Request::from_parts(parts, body.to_vec()))?;
+        let answer = self.agent.run(ureq::http::Request::from_parts(parts, body.to_vec()))?;
         let (parts, mut body) = answer.into_parts();
         let body = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec()?;
         Ok(Response::from_parts(parts, body.into()))

@@ -1,6 +1,7 @@
 //! The spans of a request at an HTTP port of this process.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
 
 use super::header;
-use super::{Exporter, SAMPLED, Span, Traces, attribute, new_span, new_trace};
+use super::{ClockPair, Exporter, Span, Traces, attribute, new_span, new_trace};
 use common::splitmix::random_word;
 
 /// The record of a request. The span of the request is exported when the record is dropped, which is at the end of the response.
@@ -22,6 +23,7 @@ pub struct RequestTrace {
     parent: Option<[u8; 8]>,
     path: &'static str,
     arrived: Instant,
+    clock: ClockPair,
     facts: Mutex<Facts>,
 }
 
@@ -37,10 +39,28 @@ struct Facts {
     queued: Option<Instant>,
     /// When its answers began.
     began: Option<Instant>,
-    /// Answers that have ended.
-    ended: usize,
-    /// Answers of the request.
-    answers: usize,
+    /// The answers of the request that have not ended, by their index.
+    running: BTreeSet<usize>,
+    /// The request has several answers.
+    is_divided: bool,
+    /// The client has got all that it was to get.
+    is_done: bool,
+}
+
+/// The failure of a request whose client did not wait for its end.
+const CLIENT_LEFT: &str = "client_left";
+
+/// The failure that a status of HTTP means, in one word.
+fn status_word(status: u16) -> &'static str {
+    match status {
+        401 => "unauthorized",
+        429 => "busy",
+        502 => "bad_gateway",
+        503 => "unavailable",
+        504 => "deadline",
+        500.. => "server_error",
+        _ => "refused",
+    }
 }
 
 /// An answer that has ended.
@@ -53,7 +73,7 @@ pub struct AnswerTrace<'a> {
     pub outcome: Result<&'a Timings, &'static str>,
 }
 
-/// The parts of an answer: their names, and the times after its begin at which they end. Each part begins at the end of the one before it.
+/// The parts of an answer: their names and their ends, in milliseconds after the answer began. Each part begins where the one before it ends.
 fn parts_of(timings: &Timings) -> Vec<(&'static str, f64)> {
     let Timings { routed_ms, placed_ms, prefilled_ms, exposed_ms, first_token_ms, decode_ms, .. } = *timings;
     let mut parts = vec![("route", routed_ms), ("wait for pages", placed_ms), ("prefill", prefilled_ms)];
@@ -76,7 +96,7 @@ impl Traces {
         let exporter = self.0.as_ref()?;
         let parent = parent().and_then(header::read);
         let is_recorded = match &parent {
-            Some(parent) => parent.flags & SAMPLED != 0,
+            Some(parent) => parent.flags & TraceContext::RECORDED != 0,
             None => exporter.below == u64::MAX || random_word() < exporter.below,
         };
         is_recorded.then(|| {
@@ -85,11 +105,12 @@ impl Traces {
                 context: TraceContext {
                     trace: parent.map_or_else(new_trace, |parent| parent.trace),
                     span: new_span(),
-                    flags: SAMPLED,
+                    flags: TraceContext::RECORDED,
                 },
                 parent: parent.map(|parent| parent.span),
                 path,
                 arrived,
+                clock: ClockPair::now(),
                 facts: Mutex::default(),
             })
         })
@@ -97,9 +118,9 @@ impl Traces {
 
     /// The header for a node to which a request goes that is not recorded, so that the node does not record it either. `None` if it gets none.
     pub fn unrecorded(&self, parent: Option<&str>) -> Option<String> {
-        let given = parent.map(str::to_owned);
-        let own = || header::write(&TraceContext { trace: new_trace(), span: new_span(), flags: 0 });
-        given.or_else(|| self.is_on().then(own))
+        let given = parent.and_then(header::read);
+        let own = || TraceContext { trace: new_trace(), span: new_span(), flags: 0 };
+        given.or_else(|| self.is_on().then(own)).map(|context| header::write(&context))
     }
 }
 
@@ -132,14 +153,34 @@ impl RequestTrace {
     /// The answers began at this time.
     pub fn began(&self, at: Instant, answers: usize) {
         let mut facts = self.facts();
-        (facts.began, facts.answers) = (Some(at), answers);
+        (facts.began, facts.running, facts.is_divided) = (Some(at), (0..answers).collect(), answers != 1);
     }
 
-    /// The status of the response. `failure` is the reason in one word if the request failed.
-    pub fn responded(&self, status: u16, failure: Option<&'static str>) {
+    /// The status of the response. A fault of the server is a failure; that of a client is none.
+    pub fn responded(&self, status: u16) {
         let mut facts = self.facts();
         facts.status = Some(status);
-        facts.failure = facts.failure.or(failure);
+        facts.is_done |= status >= 400;
+        if status >= 500 {
+            facts.failure.get_or_insert(status_word(status));
+        }
+    }
+
+    /// The request was refused with this status, maybe after its response has begun with another one.
+    pub fn refused(&self, status: u16) {
+        self.failed(status_word(status));
+    }
+
+    /// The request failed for this reason in one word, maybe after the response has begun.
+    pub fn failed(&self, failure: &'static str) {
+        let mut facts = self.facts();
+        facts.failure.get_or_insert(failure);
+        facts.is_done = true;
+    }
+
+    /// The client has got the whole answer.
+    pub fn finished(&self) {
+        self.facts().is_done = true;
     }
 
     /// The span of the prefill of an answer, for the process that prefills.
@@ -167,29 +208,37 @@ impl RequestTrace {
             end,
             attributes: Vec::new(),
             events: Vec::new(),
+            more_events: 0,
             failure: None,
         }
+    }
+
+    fn export(&self, span: Span) {
+        self.exporter.export(self.clock, span);
     }
 
     /// An answer has ended. The parts of the only answer of a request are direct children of the request.
     pub fn answered(&self, AnswerTrace { choice, began, outcome }: AnswerTrace<'_>) {
         let mut facts = self.facts();
-        facts.ended += 1;
-        facts.failure = facts.failure.or(outcome.err());
-        let is_only = facts.answers == 1;
-        if let (Ok(timings), true) = (outcome, is_only) {
+        facts.running.remove(&choice);
+        facts.is_done |= facts.running.is_empty();
+        if let Err(failure) = outcome {
+            facts.failure.get_or_insert(failure);
+        }
+        let is_only = !facts.is_divided;
+        // Without these, the client got a whole answer, but the decoder never reported its times.
+        let timings = outcome.ok().filter(|timings| timings.prompt_tokens > 0);
+        if let (Some(timings), true) = (timings, is_only) {
             facts.attributes.extend(attributes_of(timings));
         }
         drop(facts);
-        let Ok(timings) = outcome else {
-            let mut failed = self.span("answer", self.context.span, began, Instant::now());
-            failed.failure = outcome.err().map(Into::into);
-            return self.exporter.export(failed);
+        let Some(timings) = timings else {
+            return self.export(self.cut_answer(choice, began, outcome.err()));
         };
         let parts = parts_of(timings);
         let after = |ms: f64| began + Duration::from_secs_f64(ms.max(0.0) / 1e3);
         let whole = (!is_only).then(|| {
-            let end = after(parts.last().map_or(0.0, |(_, end)| *end));
+            let end = after(parts.iter().fold(0.0, |latest, (_, end)| latest.max(*end)));
             let mut whole = self.span(format!("answer {choice}"), self.context.span, began, end);
             whole.attributes = attributes_of(timings).into();
             whole
@@ -203,12 +252,19 @@ impl RequestTrace {
                 part.context = self.prefill_of(choice);
                 part.kind = if timings.disaggregated { SpanKind::Client } else { SpanKind::Internal };
             }
-            self.exporter.export(part);
+            self.export(part);
             start = end;
         }
         if let Some(whole) = whole {
-            self.exporter.export(whole);
+            self.export(whole);
         }
+    }
+
+    /// The span of an answer whose times are not known. It is the parent of the sender's spans.
+    fn cut_answer(&self, choice: usize, began: Instant, failure: Option<&'static str>) -> Span {
+        let mut answer = self.span(format!("answer {choice}"), self.context.span, began, Instant::now());
+        (answer.context, answer.failure) = (self.prefill_of(choice), failure);
+        answer
     }
 
     /// Begins the record of an attempt to have a node answer the request. The node gets the header.
@@ -226,8 +282,9 @@ impl RequestTrace {
     }
 }
 
-fn attributes_of(timings: &Timings) -> [KeyValue; 4] {
+fn attributes_of(timings: &Timings) -> [KeyValue; 5] {
     [
+        attribute("baton.prefill_pid", i64::from(timings.prefill_pid)),
         attribute("gen_ai.usage.input_tokens", i64::from(timings.prompt_tokens)),
         attribute("gen_ai.usage.output_tokens", i64::from(timings.completion_tokens)),
         attribute("baton.cached_tokens", i64::from(timings.cached_tokens)),
@@ -239,7 +296,7 @@ impl Drop for RequestTrace {
     fn drop(&mut self) {
         let facts = std::mem::take(&mut *self.facts());
         let end = Instant::now();
-        let Facts { status, failure, mut attributes, queued, began, ended, answers } = facts;
+        let Facts { status, failure, mut attributes, queued, began, running, is_done, .. } = facts;
         // A request that waited in the queue until its end never began.
         let queued_until = began.or(queued.map(|_| end));
         let parts = [("read", Some(self.arrived), queued), ("queue", queued, queued_until)];
@@ -247,16 +304,17 @@ impl Drop for RequestTrace {
             if let (Some(start), Some(end)) = (start, end)
                 && start < end
             {
-                self.exporter.export(self.span(name, self.context.span, start, end));
+                self.export(self.span(name, self.context.span, start, end));
             }
         }
-        let has_left = status.is_none() || ended < answers;
-        let failure = failure.or(has_left.then_some("client left"));
+        let failure = failure.or((!is_done).then_some(CLIENT_LEFT));
+        for choice in running {
+            self.export(self.cut_answer(choice, began.unwrap_or(end), failure));
+        }
         attributes.push(attribute("http.request.method", "POST"));
         attributes.push(attribute("url.path", self.path));
         attributes.extend(status.map(|status| attribute("http.response.status_code", i64::from(status))));
-        attributes.extend(failure.map(|failure| attribute("error.type", failure)));
-        self.exporter.export(Span {
+        self.export(Span {
             context: self.context,
             parent: self.parent,
             is_remote: self.parent.is_some(),
@@ -266,7 +324,8 @@ impl Drop for RequestTrace {
             end,
             attributes,
             events: Vec::new(),
-            failure: failure.map(Into::into),
+            more_events: 0,
+            failure,
         });
     }
 }
@@ -285,6 +344,7 @@ impl AttemptTrace {
     /// The node's answer has begun.
     pub fn responded(&mut self, status: u16) {
         self.status = Some(status);
+        self.failure = (status >= 400).then(|| status_word(status));
     }
 
     /// The attempt failed, for this reason in one word.
@@ -300,7 +360,7 @@ impl Drop for AttemptTrace {
         (span.context, span.kind) = (self.context, SpanKind::Client);
         span.attributes.push(attribute("server.address", std::mem::take(&mut self.node)));
         span.attributes.extend(status);
-        span.failure = self.failure.map(Into::into);
-        self.request.exporter.export(span);
+        span.failure = self.failure;
+        self.request.export(span);
     }
 }

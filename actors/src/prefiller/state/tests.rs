@@ -7,9 +7,7 @@ use engine::PageId;
 
 use super::*;
 use crate::effect::{ToGenerator, ToPeerLink, ToTraces};
-use crate::messages::{
-    CancelPuts, PrefillTraced, ReservePages, ReservePriority, SchedulePut, StopSequence,
-};
+use crate::messages::{CancelPuts, PrefillTraced, ReservePages, ReservePriority, SchedulePut, StopSequence};
 use crate::request::{CacheSalt, FinishReason};
 use connector::frame::{PrefillFault, TraceContext};
 

@@ -35,6 +35,9 @@ use crate::traces::{AttemptTrace, RequestTrace, TRACEPARENT};
 /// The header that names a request.
 const REQUEST_ID: &str = "x-request-id";
 
+/// The header with what other systems have added to a trace.
+const TRACESTATE: &str = "tracestate";
+
 /// Headers of a node's answer that the client gets.
 const PASSED: &[&str] = &["content-type", "cache-control", "retry-after", SERVER_TIMING];
 
@@ -51,6 +54,8 @@ struct Live {
     trace: Option<Arc<RequestTrace>>,
     /// The header `traceparent` for nodes, if the request is not recorded.
     unrecorded: Option<String>,
+    /// The client's header `tracestate`.
+    trace_state: Option<String>,
 }
 
 /// How far an answer has come.
@@ -74,7 +79,18 @@ impl Live {
             trace.read(&name);
         }
         let unrecorded = if trace.is_none() { proxy.traces.unrecorded(traceparent(http)) } else { None };
-        Self { proxy: Arc::clone(proxy), ticket, name, arrived, progress: None, trace, unrecorded }
+        let trace_state = http.headers().get(TRACESTATE).and_then(|state| state.to_str().ok());
+        let trace_state = trace_state.map(str::to_owned);
+        Self {
+            proxy: Arc::clone(proxy),
+            ticket,
+            name,
+            arrived,
+            progress: None,
+            trace,
+            unrecorded,
+            trace_state,
+        }
     }
 
     /// A part of the answer has come.
@@ -89,6 +105,9 @@ impl Live {
     /// The answer is complete.
     fn completed(&mut self) {
         self.proxy.state().completed(Instant::now(), self.ticket);
+        if let Some(trace) = &self.trace {
+            trace.finished();
+        }
         if self.progress.replace(AnswerProgress::Complete) == Some(AnswerProgress::Bytes) {
             self.proxy.counts.completed(self.arrived.elapsed());
         }
@@ -123,8 +142,8 @@ pub(super) async fn forward(
     let result = answer(kind, &proxy, &http, payload, (arrived, trace.clone())).await;
     if let Some(trace) = trace {
         match &result {
-            Ok(response) => trace.responded(response.status().as_u16(), None),
-            Err(error) => trace.responded(error.status.as_u16(), Some(error.kind())),
+            Ok(response) => trace.responded(response.status().as_u16()),
+            Err(error) => trace.responded(error.status.as_u16()),
         }
     }
     result.unwrap_or_else(|error| refused(&proxy, error))
@@ -254,6 +273,10 @@ async fn send(
     let (mut trace, parent) = live.trace.as_ref().map(|trace| trace.attempt(&member.address)).unzip();
     if let Some(parent) = parent.as_ref().or(live.unrecorded.as_ref()) {
         client::set(&mut headers, TRACEPARENT, parent);
+        // What systems of the client have added to the trace goes on unchanged.
+        if let Some(state) = &live.trace_state {
+            client::set(&mut headers, TRACESTATE, state);
+        }
     }
     client::set(&mut headers, REQUEST_ID, &live.name);
     let left = deadline.saturating_duration_since(Instant::now());
@@ -281,7 +304,7 @@ async fn send(
         _ = cut.changed() => (Failure::Broke, "the node is silent".to_owned()),
     };
     if let Some(trace) = &mut trace {
-        trace.failed("no answer");
+        trace.failed("no_answer");
     }
     member.warn("a request got no answer", &live.name, &reason);
     Err(failure)
@@ -348,7 +371,10 @@ fn pass_on(Answer { response: answer, node, cut, trace }: Answer, mut live: Live
             Some(Err(error)) => {
                 live.proxy.counts.broken.fetch_add(1, Ordering::Relaxed);
                 if let Some(trace) = &mut trace {
-                    trace.failed("broke off");
+                    trace.failed("broke_off");
+                }
+                if let Some(request) = &live.trace {
+                    request.failed("broke_off");
                 }
                 live.proxy.state().broke_off(Instant::now(), live.ticket);
                 if let Some(member) = live.proxy.member(node) {
