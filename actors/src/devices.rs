@@ -12,6 +12,7 @@ use std::sync::Arc;
 use connector::transport::Transport;
 
 use crate::kit::KillSwitch;
+use crate::messages::PrefillTraced;
 use crate::peer_metrics::PeerMetrics;
 use crate::streams::Streams;
 use engine_thread::EngineThread;
@@ -19,6 +20,9 @@ use grammar_thread::GrammarThread;
 use hash_thread::HashThread;
 use kv_events::KvEventQueue;
 use sockets::Sockets;
+
+/// Records a prefill of a trace. Must not block.
+pub type RecordPrefill = Arc<dyn Fn(PrefillTraced) + Send + Sync>;
 
 /// The devices that one actor uses.
 #[derive(Default)]
@@ -35,6 +39,8 @@ pub struct Devices {
     pub grammar_thread: Option<GrammarThread>,
     /// Used by the buffer manager.
     pub kv_events: Option<KvEventQueue>,
+    /// Used by the prefiller.
+    pub traces: Option<RecordPrefill>,
     /// Used by the transfer actor and the peer link.
     pub transport: Option<Arc<dyn Transport>>,
     /// Used by the peer link.

@@ -74,6 +74,8 @@ pub enum Endpoint {
     GrammarThread,
     /// The publisher of KV events.
     KvEvents,
+    /// The exporter of traces.
+    Traces,
     /// The transport's thread.
     Transport,
     /// The tasks of the link's TCP connections.
@@ -103,6 +105,7 @@ impl Endpoint {
             Self::HashThread => "hash thread",
             Self::GrammarThread => "grammar thread",
             Self::KvEvents => "KV events",
+            Self::Traces => "traces",
             Self::Transport => "transport",
             Self::Sockets => "sockets",
             Self::Log => "log",
@@ -370,6 +373,11 @@ table! {
     /// Messages to the publisher of KV events.
     ToKvEvents, KvEvents, kv_events {
         CacheChanged: Post from [BufferManager], "a full queue drops it";
+    }
+
+    /// Messages to the exporter of traces.
+    ToTraces, Traces, traces {
+        PrefillTraced in Box: Post from [Prefiller], "a full queue drops it";
     }
 
     /// Messages to the transport.

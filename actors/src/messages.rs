@@ -11,6 +11,7 @@ mod pages;
 mod requests;
 mod sequences;
 mod steps;
+mod traces;
 mod transfer;
 
 use std::fmt;
@@ -25,6 +26,7 @@ pub use pages::*;
 pub use requests::*;
 pub use sequences::*;
 pub use steps::*;
+pub use traces::*;
 pub use transfer::*;
 
 /// The id of one link between two processes. This process chooses it and never reuses it.

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use crate::counters::Counters;
 use crate::decoder::Decoder;
 use crate::devices::{
-    Devices,
+    Devices, RecordPrefill,
     engine_thread::{EnginePulse, step_times::StepTimes},
     kv_events::CacheBatch,
 };
@@ -123,6 +123,8 @@ pub struct NodeConfig<'a, E> {
     pub grammars: Option<Arc<dyn GrammarCompiler>>,
     /// Where changes of the prefix cache are sent, to be published. `None`: nowhere.
     pub kv_events: Option<mpsc::Sender<CacheBatch>>,
+    /// Records the prefills of traces. `None`: they are not recorded.
+    pub traces: Option<RecordPrefill>,
     /// The link; `None` in a process without peers.
     pub link: Option<LinkConfig<'a, E>>,
 }
@@ -287,6 +289,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         scattered,
         routing,
         kv_events,
+        traces,
     } = config;
     let mut parts = parts(engine.as_ref(), link.as_ref())?;
     let times = StepTimes::new(parts.model.parameters, parts.pool.is_on_device());
@@ -299,7 +302,12 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     let handing_over = facts.capabilities.prefill.then(handing_over::Contexts::default);
     let mut mailboxes = mailboxes(&serving, handing_over.as_ref());
     let hashed = link.as_ref().filter(|link| link.page_hash).map(|_| Pages::new(parts.pool.clone()));
-    let sending = link.as_ref().map(|link| (link.min_gigabytes_per_second, link.pages_in_flight));
+    let sending = link.as_ref().map(|link| handing_over::Settings {
+        min_gigabytes_per_second: link.min_gigabytes_per_second,
+        pages_in_flight: link.pages_in_flight,
+        grammars,
+        traces,
+    });
     let linked = link.map(|link| linking::start(link, &facts, &mut parts, &mailboxes)).transpose()?;
     mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
 
@@ -325,7 +333,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     };
     if let (Some(contexts), Some(linked), Some(sending)) = (handing_over, &linked, sending) {
         contexts
-            .run(sending, hashed, grammars, linked.transport.clone(), &mut parts, &mailboxes)
+            .run(sending, hashed, linked.transport.clone(), &mut parts, &mailboxes)
             .map_err(NodeError::Io)?;
     }
     tick(&mailboxes, linked.as_ref(), &parts.health);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::Message;
+use connector::frame::TraceContext;
 use engine::{Logprobs, Sampling, Token};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -71,10 +72,14 @@ pub struct Generate {
     /// Asks for the log probabilities of the prompt's tokens except the first, and of this many most probable tokens at the place of each.
     /// The request then reads nothing from the prefix cache.
     pub prompt_logprobs: Option<u32>,
+    /// When the request was sent. The times of [`Timings`] count from then on.
+    pub sent: Instant,
     /// When the request must have ended.
     pub deadline: Instant,
     /// Where it may be prefilled.
     pub route: Route,
+    /// The trace that the request belongs to, and the span of its prefill. `None` if it is not recorded.
+    pub trace: Option<TraceContext>,
 }
 
 /// Ends a request before its last token. Never refused; a request that has ended is ignored.
@@ -238,6 +243,9 @@ impl RequestError {
 }
 
 /// How long the parts of a request took, and what was transferred for it. Durations are in milliseconds.
+///
+/// Four times follow each other: `routed_ms`, `placed_ms`, `prefilled_ms`, `first_token_ms`. All of them count from [`Generate::sent`]. If a
+/// request was placed again, its last placement counts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
     /// True if another process prefilled the prompt.
@@ -265,7 +273,13 @@ pub struct Timings {
     pub transfer_ms: f64,
     /// From the first token's arrival to the adoption of the last page: the delay that the hand-over adds. Zero if no page was transferred.
     pub exposed_ms: f64,
-    /// From admission to the first token here.
+    /// To the decoder, which the proxy tells where the prompt is prefilled.
+    pub routed_ms: f64,
+    /// To the moment when the request had its pages, so that its prefill could begin.
+    pub placed_ms: f64,
+    /// To the first token, at its arrival from the process that prefilled.
+    pub prefilled_ms: f64,
+    /// To the delivery of the first token.
     pub first_token_ms: f64,
     /// From the first token to the last.
     pub decode_ms: f64,

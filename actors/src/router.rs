@@ -10,7 +10,8 @@ use engine::EngineError;
 use crate::devices::Devices;
 use crate::effect::{
     Effect, Endpoint, ToBufferManager, ToDecoder, ToEngine, ToGenerator, ToGrammarThread, ToHashThread,
-    ToKvEvents, ToLog, ToPeerLink, ToPrefiller, ToProcess, ToProxy, ToStreams, ToTransfer, ToTransport,
+    ToKvEvents, ToLog, ToPeerLink, ToPrefiller, ToProcess, ToProxy, ToStreams, ToTraces, ToTransfer,
+    ToTransport,
 };
 use crate::kit::Outbox;
 use crate::messages::{StepFinished, StreamEnd, StreamPrompt, StreamToken, TransportEvents};
@@ -117,6 +118,11 @@ impl Router {
             Effect::KvEvents(ToKvEvents::CacheChanged(changed)) => {
                 if let Some(queue) = &self.devices.kv_events {
                     queue.post(changed);
+                }
+            }
+            Effect::Traces(ToTraces::PrefillTraced(prefill)) => {
+                if let Some(record) = &self.devices.traces {
+                    record(*prefill);
                 }
             }
             Effect::Transport(ToTransport::Command(command)) => self.to_transport(command),

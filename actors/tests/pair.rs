@@ -193,6 +193,7 @@ fn start_compiling(
         scattered: false,
         routing,
         kv_events: None,
+        traces: None,
         link,
     };
     node::start(config).unwrap_or_else(|error| panic!("{error}"))
@@ -246,8 +247,10 @@ fn generate(request: u64, tokens: u32, max_tokens: u32) -> Generate {
         salt: None,
         ignore_eos: true,
         prompt_logprobs: None,
+        sent: Instant::now(),
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,
+        trace: None,
     }
 }
 

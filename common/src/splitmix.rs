@@ -1,5 +1,7 @@
 //! SplitMix64 (Sebastiano Vigna): the finaliser that page hashes use, and the generator that makes reproducible inputs
-//! for tests and programs.
+//! for tests and programs. [`random_word`] is the only source that differs each time.
+
+use std::hash::{BuildHasher, RandomState};
 
 /// The generator's step: 2^64 divided by the golden ratio, rounded to an odd number.
 pub const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -28,6 +30,12 @@ impl SplitMix64 {
         self.0 = self.0.wrapping_add(STEP);
         mix(self.0)
     }
+}
+
+/// A random number, which may be easy to guess.
+pub fn random_word() -> u64 {
+    // Each `RandomState` has new keys.
+    RandomState::new().hash_one(0u8)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::transport::Descriptor;
 use crate::wire;
 pub use prefill::{
     FirstToken, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, LOGIT_BIAS_MAX, PROMPT_LOGPROBS_MAX,
-    PROMPT_TOKENS_MAX, PageOwner, PrefillFault, TokenLogprobs,
+    PROMPT_TOKENS_MAX, PageOwner, PrefillFault, TokenLogprobs, TraceContext,
 };
 pub use versions::{LANE_CONNECTED, Versions};
 
@@ -411,6 +411,13 @@ pub enum Frame {
         #[serde(deserialize_with = "wire::text")]
         lane: String,
     },
+    /// Receiver → sender: record the prefill of this request. Its [`Prefill`](Self::Prefill) is the next frame with a request. Since version 12.
+    Trace {
+        /// The request's number.
+        request: u64,
+        /// The trace that the request belongs to.
+        context: TraceContext,
+    },
 }
 
 /// Maximum number of credits in one [`Frame::Grant`].
@@ -435,6 +442,7 @@ impl Frame {
             Self::Grammar { .. } => "Grammar",
             Self::Load { .. } => "Load",
             Self::LaneConnected { .. } => "LaneConnected",
+            Self::Trace { .. } => "Trace",
         }
     }
 }

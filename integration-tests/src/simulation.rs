@@ -40,6 +40,7 @@ mod routing;
 mod sockets;
 mod tenants;
 mod topology;
+mod traces;
 mod verdict;
 mod world;
 

@@ -121,8 +121,11 @@ fn what_belongs_to_one_place_stays_there() -> Result<()> {
     };
     check("bincode::", &["connector/src/wire.rs"])?;
     // The program holds the frontend against a bare handler.
-    let throughput = "integration-tests/examples/frontend_throughput.rs";
-    check("actix_web::", &["runtime/src/frontend", throughput])?;
+    let throughput = "integration-tests/examples/frontend_throughput/main.rs";
+    check(
+        "actix_web::",
+        &["runtime/src/frontend", throughput, "integration-tests/tests/traces/collector.rs"],
+    )?;
     check("unsafe {", &["connector/", "engine/", "xtask/"])?;
     // Tests, and what starts processes, look at their own surroundings.
     let programs = [

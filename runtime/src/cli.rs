@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::bench::BenchCommand;
 use crate::config::{Config, ConfigErrors, DeviceSetting, Flag, Problem, Role, Surroundings};
+use crate::telemetry::LogFormat;
 use crate::{doctor, hub, panics, roles, service_manager, telemetry};
 
 pub use completions::CompletionsOptions;
@@ -273,7 +274,7 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
     let start = match &cli.command {
         Some(CliCommand::Bench(bench)) => return exit_code(bench.run()),
         Some(CliCommand::Pull(pull)) => {
-            telemetry::start(cli.start.log);
+            telemetry::start(cli.start.log, LogFormat::Text);
             return exit_code(pull.run().map_err(Into::into));
         }
         Some(CliCommand::Models(models)) => return exit_code(models.run().map_err(Into::into)),
@@ -300,7 +301,8 @@ pub fn main_with(open: roles::OpenEngine) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let log = cli.start.log;
-    telemetry::start(if cli.start.disable_log_requests { log.without_requests() } else { log });
+    let filter = if cli.start.disable_log_requests { log.without_requests() } else { log };
+    telemetry::start(filter, LogFormat::of(&config));
     config.notes.iter().for_each(|note| tracing::info!("{note}"));
     find_cuda(&config);
     service_manager::report_start("looking for the model");
@@ -341,7 +343,7 @@ mod tests {
     #[test]
     fn the_last_value_of_a_repeated_option_wins() {
         let serving =
-            ["runtime", "--port", "1", "--set", "log.color=never", "--port", "2", "--set", "ring.bytes=1MiB"];
+            ["runtime", "--port", "1", "--set", "log.format=json", "--port", "2", "--set", "ring.bytes=1MiB"];
         let cli = Cli::try_parse_from(serving).unwrap();
         assert_eq!((cli.start.port.as_deref(), cli.start.set.len()), (Some("2"), 2));
         let load = [

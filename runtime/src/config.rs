@@ -44,9 +44,9 @@ use figment::value::Value;
 
 use layers::Layers;
 use values::{
-    Show, address, bytes, bytes_or_zero, count, device, duration, duration_or_zero, endpoints, host,
-    load_format, local_prefill, names, one_of, optional, path, peer, peers, pod, port, rate, secret, segment,
-    share, text, truth,
+    Show, address, bytes, bytes_or_zero, collector, count, device, duration, duration_or_zero, endpoints,
+    host, load_format, local_prefill, names, one_of, optional, path, peer, peers, pod, port, rate, secret,
+    segment, share, share_or_zero, text, truth,
 };
 
 pub use flag::Flag;
@@ -264,6 +264,8 @@ sections! {
         input_bytes: ByteSize = bytes, |_, _| "256MiB";
         /// Maximum number of tokens of a prompt and its answer together. 0 uses the model's limit.
         context_tokens: u32 = |value| count(value, 0..=16_777_216), |_, _| "0";
+        /// Number of ended requests that `GET /debug/requests` lists. 0 turns it off.
+        recent: usize = |value| count(value, 0..=65536), |_, _| "256";
         /// Key that clients must send as `Authorization: Bearer KEY`. Without it, any client that reaches the port may send requests.
         api_key: Option<Secret> = |value| optional(value, secret), |_, _| layers::NOTHING;
     }
@@ -275,6 +277,18 @@ sections! {
         min_gigabytes_per_second: Option<f32> = |value| optional(value, rate), |_, _| layers::NOTHING;
         /// Whether the sender hashes pages and the receiver checks the hashes. Both ends of a link need the same value.
         page_hash: bool = truth, |_, _| "true";
+    }
+    /// Traces of requests for a collector of OpenTelemetry.
+    traces: TracesSection {
+        /// URL of the OpenTelemetry collector (OTLP over HTTP), such as `http://localhost:4318`. Without it, nothing is recorded.
+        otlp_endpoint: Option<String> = |value| optional(value, collector), |_, _| layers::NOTHING;
+        /// Share of requests without the header `traceparent` that are recorded. With it, the client decides.
+        sample: f32 = share_or_zero, |_, _| "1";
+    }
+    /// The log.
+    log: LogSection {
+        /// `text` writes lines for people, `json` writes one JSON object for each line.
+        format: String = |value| one_of(value, &["text", "json"]), |_, _| "text";
     }
     /// The end of a process.
     shutdown: ShutdownSection {
@@ -351,6 +365,10 @@ pub struct Config {
     pub request: RequestSection,
     /// The transport of the KV pages.
     pub transport: TransportSection,
+    /// Traces of requests.
+    pub traces: TracesSection,
+    /// The log.
+    pub log: LogSection,
     /// The shutdown.
     pub shutdown: ShutdownSection,
     /// The role of this process.
@@ -398,6 +416,8 @@ impl Config {
             engine: EngineSection::read(layers)?,
             request: RequestSection::read(layers)?,
             transport: TransportSection::read(layers)?,
+            traces: TracesSection::read(layers)?,
+            log: LogSection::read(layers)?,
             shutdown: ShutdownSection::read(layers)?,
             origins: layers.origins(),
             notes: layers.notes.clone(),
@@ -438,6 +458,8 @@ impl Config {
         self.engine.show(&mut out);
         self.request.show(&mut out);
         self.transport.show(&mut out);
+        self.traces.show(&mut out);
+        self.log.show(&mut out);
         self.shutdown.show(&mut out);
         out
     }

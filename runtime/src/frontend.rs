@@ -22,11 +22,13 @@ mod admission;
 mod answer_parser;
 mod api_error;
 mod api_key;
+mod begin;
 mod body;
 mod chat_template;
 mod choices;
 mod connection;
 mod deadline_header;
+mod ended;
 mod field_table;
 mod fields;
 mod fleet;
@@ -43,15 +45,18 @@ mod node_report;
 mod observed;
 mod openai;
 mod openapi;
+mod operator;
 mod prefiller_header;
 mod prompt_logprobs;
 mod prompts;
 mod reasoning;
+mod recent;
 mod reply;
 mod response;
 mod responses_api;
 mod sampling;
 mod served_model;
+mod server_timing;
 mod stop;
 mod stream;
 mod strftime;
@@ -79,6 +84,8 @@ use serde::Serialize;
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::tls::HttpTls;
+use crate::traces::Traces;
+
 use api_key::ApiKey;
 use connection::{Connection, attend};
 
@@ -94,7 +101,6 @@ pub use memory::InputMemory;
 #[cfg(test)]
 pub(crate) use model_text::testing;
 pub use model_text::{ModelText, TextError};
-pub(crate) use names::random_word;
 pub use node_report::{DecodeReport, NodeReport, NodeState};
 pub use observed::{AnswerCounts, CacheInfo, Observed, used_pages};
 pub use reasoning::ReasoningFormat;
@@ -129,6 +135,8 @@ pub struct Frontend {
     pub deadline: Duration,
     /// Statistics on ended requests, shared by all ports of the process.
     pub observed: Arc<Observed>,
+    /// Records requests, for a collector of traces.
+    pub traces: Traces,
     /// The API key that clients send as `Authorization: Bearer KEY`; `None` accepts all clients.
     pub api_key: Option<String>,
     /// The limits for clients.
@@ -315,6 +323,7 @@ impl Frontend {
                         .route(web::post().to(admin::start_drain))
                         .default_service(web::to(handlers::only("GET, POST"))),
                 )
+                .service(get("/debug/requests", web::get().to(recent::list)))
                 .service(get("/node", web::get().to(handlers::node)))
                 .service(get("/version", web::get().to(handlers::version)))
                 .service(get("/load", web::get().to(handlers::load)))

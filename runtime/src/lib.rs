@@ -42,3 +42,4 @@ pub mod roles;
 pub mod service_manager;
 pub mod telemetry;
 pub mod tls;
+pub mod traces;

@@ -54,7 +54,7 @@ pub fn groups() -> Vec<MetricsGroup> {
     vec![
         group("Requests", SERVING, &|page| {
             let load = AnswerCounts { running: 0, waiting: 0 };
-            Observed::new("", cache.clone()).write(page, &counters, load);
+            Observed::new("", cache.clone(), 0).write(page, &counters, load);
             Streams::default().write_metrics("", page);
         }),
         group("Pages, prompts and sessions", SERVING, &|page| counters.write(page)),

@@ -17,6 +17,7 @@ use actors::peer_link::state::SessionLimits;
 use actors::routing::RoutingConfig;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::Context as _;
+use common::splitmix::random_word;
 use connector::frame::Versions;
 use connector::transport::Transport;
 use connector::ucx::UcxTransport;
@@ -26,7 +27,7 @@ use tokio::sync::mpsc::Sender;
 use crate::config::{Config, Role};
 use crate::drain::{Drain, DrainStage};
 use crate::frontend::{
-    Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind, random_word,
+    Admission, Bounds, CacheInfo, Grammars, InputMemory, Limits, Observed, ServedModel, bind,
 };
 use crate::grammar::ModelCompiler;
 use crate::kv_events::{EventSource, KvEventPorts};
@@ -34,6 +35,7 @@ use crate::membership::MembershipMetrics;
 use crate::open_files;
 use crate::service_manager::{self, ServiceManager};
 use crate::telemetry;
+use crate::traces::{CollectorError, Traces, record_prefills};
 use announcing::Announcing;
 use certificates::Certificates;
 use ending::{
@@ -193,12 +195,14 @@ async fn serve(
     mut model: ServedModel,
     began: Instant,
 ) -> anyhow::Result<()> {
+    let traces = start_traces(&config)?;
     let cache = cache_info(&config, engine.as_ref());
     let grammars = grammars(&model, engine.as_ref());
     let compiler = Arc::clone(grammars.compiler());
     let link = ports.link.as_ref().map(TcpListener::local_addr).transpose()?;
     let (announcing, batches) = Announcing::begin(ports.kv_events.take());
-    let node = start_node(role, &config, &mut ports, engine, compiler, model.context_tokens, batches)?;
+    let node =
+        start_node(role, &config, &mut ports, engine, compiler, model.context_tokens, (batches, &traces))?;
     limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
     if let Some(announcing) = announcing {
         let page_tokens = node.facts.page_tokens;
@@ -206,7 +210,7 @@ async fn serve(
         announcing.publish(EventSource { pod, model: model.name.clone(), page_tokens })?;
     }
     let cache = CacheInfo { request_pages: node.request_pages, ..cache };
-    let shared = SharedState::new(&config, cache, model, grammars, limits);
+    let shared = SharedState::new(&config, cache, model, grammars, limits, traces.clone());
     actix::spawn(report_regularly(shared.observed.clone()));
     let servers = Servers::start(role, &config, ports, &node, &shared)?;
     let registered = joining::join(role, &config, &node, link, &shared)?;
@@ -240,6 +244,7 @@ async fn serve(
         let _ = left.await;
     }
     report(&shared.observed);
+    end_traces(traces).await;
     // A fault during the drain counts too, although the memory was released. The caller prints it as the last line.
     if let Some(fault) = faults.fault() {
         anyhow::bail!(fault.to_owned());
@@ -256,7 +261,7 @@ fn start_node(
     engine: Box<dyn Engine>,
     grammars: Arc<dyn GrammarCompiler>,
     context_tokens: u32,
-    kv_events: Option<Sender<CacheBatch>>,
+    (kv_events, traces): (Option<Sender<CacheBatch>>, &Traces),
 ) -> anyhow::Result<Node> {
     let pool = Arc::clone(engine.kv());
     let http = ports.http.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -288,8 +293,20 @@ fn start_node(
         scattered: false,
         routing: routing(config),
         kv_events,
+        traces: record_prefills(traces),
         link,
     })?)
+}
+
+/// Sends the spans that wait. The thread of the system does not wait for it.
+async fn end_traces(traces: Traces) {
+    let _ = tokio::task::spawn_blocking(move || traces.end()).await;
+}
+
+/// Starts the export of traces, if there is a collector.
+fn start_traces(config: &Config) -> Result<Traces, CollectorError> {
+    let Some(endpoint) = &config.traces.otlp_endpoint else { return Ok(Traces::default()) };
+    Traces::start(endpoint, config.traces.sample.into(), config.role.name())
 }
 
 fn routing(config: &Config) -> RoutingConfig {
@@ -326,6 +343,7 @@ struct SharedState {
     model: Arc<ServedModel>,
     grammars: Grammars,
     limits: Limits,
+    traces: Traces,
 }
 
 impl SharedState {
@@ -335,6 +353,7 @@ impl SharedState {
         model: ServedModel,
         grammars: Grammars,
         limits: Limits,
+        traces: Traces,
     ) -> Self {
         let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
         let bounds = Bounds {
@@ -347,11 +366,12 @@ impl SharedState {
             drain: Drain::new(config.shutdown.delay),
             admission: Admission::new(bounds),
             memory: InputMemory::new(input_bytes, config.surroundings.cores),
-            observed: Arc::new(Observed::new(&model.name, cache)),
+            observed: Arc::new(Observed::new(&model.name, cache, config.request.recent)),
             membership: Arc::default(),
             model: Arc::new(model),
             grammars,
             limits,
+            traces,
         }
     }
 }

@@ -1,12 +1,15 @@
-//! Logging to standard error, one line per event. Colours are used on a terminal only.
+//! Logging to standard error, one line per event, as text or JSON. Colours are used on a terminal only.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
 
 use jiff::Timestamp;
+use tracing::subscriber::set_global_default;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
+
+use crate::config::Config;
 
 /// Crates whose `info` events do not help an operator.
 const QUIET: &str =
@@ -51,18 +54,34 @@ pub fn loading() -> engine::Progress<'static> {
 /// The target of the log line for a finished request.
 pub const REQUESTS: &str = "runtime::requests";
 
+/// How lines of the log are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object for each line, with the time, the level and all fields of the event.
+    Json,
+}
+
+impl LogFormat {
+    /// The format of `log.format`.
+    pub fn of(config: &Config) -> Self {
+        if config.log.format == "json" { Self::Json } else { Self::Text }
+    }
+}
+
 /// Starts logging. A second call in the same process has no effect.
-pub fn start(filter: Filter) {
-    let subscriber = tracing_subscriber::fmt()
-        .compact()
+pub fn start(filter: Filter, format: LogFormat) {
+    let base = tracing_subscriber::fmt()
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
         .with_timer(Utc)
-        .with_env_filter(EnvFilter::new(filter.0))
-        .finish();
+        .with_env_filter(EnvFilter::new(filter.0));
+    let text = io::stderr().is_terminal();
     // A second call fails; the subscriber of the first call stays.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    let _ = match format {
+        LogFormat::Text => set_global_default(base.compact().with_ansi(text).with_target(false).finish()),
+        LogFormat::Json => set_global_default(base.with_timer(Rfc3339).json().flatten_event(true).finish()),
+    };
 }
 
 /// Formats times as `2026-11-22 21:32:52.123`, in UTC.
@@ -71,6 +90,15 @@ struct Utc;
 impl FormatTime for Utc {
     fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
         write!(w, "{}", Timestamp::now().strftime("%Y-%m-%d %H:%M:%S.%3f"))
+    }
+}
+
+/// Formats times as `2026-11-22T21:32:52.123Z`.
+struct Rfc3339;
+
+impl FormatTime for Rfc3339 {
+    fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
+        write!(w, "{}", Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%3fZ"))
     }
 }
 

@@ -183,6 +183,7 @@ impl DecoderState {
         let entry = Entry {
             generate,
             admitted: now,
+            placed: None,
             held: Vec::new(),
             prefilled: None,
             first_token: None,
@@ -266,6 +267,7 @@ impl DecoderState {
         let Phase::Reserving { on } = entry.phase else { return Vec::new() };
         self.holders.insert((entry.admitted, request));
         if entry.emitted.is_empty() {
+            entry.placed = Some(now);
             (entry.timings.resident_tokens, entry.timings.cached_tokens) = (resident, resident);
         }
         let Some(session) = on else { return vec![entry.start(resident, pages)] };

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connector::frame::{Frame, Incarnation, PrefillFault};
+use connector::frame::{Frame, Incarnation, PrefillFault, TraceContext};
 use connector::transport::Descriptor;
 use engine::{Logprobs, Sampling, Token};
 
@@ -115,6 +115,8 @@ pub struct StartPrefill {
     pub prompt_logprobs: Option<u32>,
     /// Milliseconds until the request's deadline.
     pub remaining_ms: u64,
+    /// The trace that the request belongs to. `None` if it is not recorded.
+    pub trace: Option<TraceContext>,
 }
 
 /// Peer link → prefiller: the receiver no longer wants this prefill.

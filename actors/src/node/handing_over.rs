@@ -8,7 +8,7 @@ use actix::prelude::*;
 use connector::transport::Transport;
 
 use super::Parts;
-use crate::devices::{Devices, grammar_thread::GrammarThread, hash_thread::HashThread};
+use crate::devices::{Devices, RecordPrefill, grammar_thread::GrammarThread, hash_thread::HashThread};
 use crate::effect::Endpoint;
 use crate::grammar::GrammarCompiler;
 use crate::pages::Pages;
@@ -29,18 +29,26 @@ pub(super) struct Contexts {
     pub(super) prefiller: Context<Prefiller>,
 }
 
+/// See [`NodeConfig`](super::NodeConfig) and [`LinkConfig`](super::LinkConfig).
+pub(super) struct Settings {
+    pub(super) min_gigabytes_per_second: f64,
+    pub(super) pages_in_flight: usize,
+    pub(super) grammars: Option<Arc<dyn GrammarCompiler>>,
+    pub(super) traces: Option<RecordPrefill>,
+}
+
 impl Contexts {
     /// Starts the actors. Pages go over `transport`. `hashed` is the pool whose pages are hashed; `None`: pages are announced without
-    /// hashes. `grammars` compiles the grammars of peers.
+    /// hashes.
     pub(super) fn run(
         self,
-        (min_gigabytes_per_second, pages_in_flight): (f64, usize),
+        settings: Settings,
         hashed: Option<Pages>,
-        grammars: Option<Arc<dyn GrammarCompiler>>,
         transport: Arc<dyn Transport>,
         parts: &mut Parts,
         mailboxes: &Mailboxes,
     ) -> io::Result<()> {
+        let Settings { min_gigabytes_per_second, pages_in_flight, grammars, traces } = settings;
         let page_bytes = parts.page_bytes();
         let state = TransferState::new(TransferConfig {
             page_bytes,
@@ -64,13 +72,14 @@ impl Contexts {
             vocabulary: parts.model.vocabulary,
             context_tokens: parts.model.context_tokens,
             compiles_grammars: grammars.is_some(),
+            records_traces: traces.is_some(),
         });
         let results = mailboxes.prefiller.clone();
         let grammar_thread = grammars
             .zip(results)
             .map(|(compiler, results)| GrammarThread::spawn(compiler, results))
             .transpose()?;
-        let devices = Devices { grammar_thread, ..parts.devices() };
+        let devices = Devices { grammar_thread, traces, ..parts.devices() };
         let router = Router::new(Endpoint::Prefiller, mailboxes, devices);
         let behaviour = PrefillerBehaviour { state, counters: parts.counters.clone() };
         self.prefiller.run(Prefiller::new(behaviour, router, parts.asleep(), parts.pulse("prefiller")));

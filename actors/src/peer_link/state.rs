@@ -262,6 +262,7 @@ impl PeerLinkState {
             Session {
                 stage: Stage::Opening,
                 prefills: Prefills::new(now),
+                trace: None,
                 ended_for_room: false,
                 direction,
                 since: now,

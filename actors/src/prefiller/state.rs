@@ -12,10 +12,12 @@
 //! A page is handed to the transfer actor as soon as no later token can change it. The prompt's pages are released when neither the engine
 //! nor a put uses them.
 
+mod ending;
 mod entry;
 mod grammars;
 
 use std::collections::{BTreeMap, HashMap, hash_map};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connector::frame::{Frame, PrefillFault};
@@ -25,8 +27,8 @@ use crate::first_token;
 use crate::grammar::{CompiledGrammar, GrammarError};
 use crate::log::LogLine;
 use crate::messages::{
-    GrammarCompiled, PagesComputed, PagesDenied, PagesReserved, PagesSent, ReleasePages, SendFrame,
-    SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill, StartSequence, StopSequence,
+    GrammarCompiled, PagesComputed, PagesDenied, PagesReserved, PagesSent, PrefillTraced, ReleasePages,
+    SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill, StartSequence, TRACED_MAX,
 };
 use crate::request::RequestId;
 use entry::{Entry, HandOver, Phase, cancel_puts, failed};
@@ -50,6 +52,8 @@ pub struct PrefillerConfig {
     pub context_tokens: u32,
     /// Whether there is a grammar thread. Without one, prefills with a grammar are refused.
     pub compiles_grammars: bool,
+    /// Whether prefills of traces are recorded.
+    pub records_traces: bool,
 }
 
 /// Maximum number of prefills per session at a time. There is no room for further ones.
@@ -57,9 +61,6 @@ const PREFILLS_MAX: usize = 1024;
 /// Maximum time until the deadline of a peer's request.
 const REMAINING_MS_MAX: u64 = 24 * 3600 * 1000;
 
-/// Maximum time for which a session sends no page although pages of prompts are ready. Then the receiver computes these prompts itself. A page
-/// that has a credit takes much less, so the session gets no credits.
-const NO_CREDIT_MAX: Duration = Duration::from_secs(30);
 /// Maximum time that a prefill waits for its grammar. Then the receiver computes it itself.
 const COMPILING_MAX: Duration = Duration::from_secs(10);
 
@@ -124,14 +125,14 @@ impl PrefillerState {
                 Vec::new()
             }
             ToPrefiller::StartPrefill(start) => self.on_prefill(now, *start),
-            ToPrefiller::CancelPrefill(cancel) => self.on_cancel((cancel.session, cancel.request)),
-            ToPrefiller::GrammarCompiled(compiled) => self.on_compiled(&compiled),
-            ToPrefiller::PagesReserved(reserved) => self.on_reserved(reserved),
-            ToPrefiller::PagesDenied(denied) => self.on_denied(&denied),
-            ToPrefiller::SequenceAdvanced(event) => self.on_advanced(event),
-            ToPrefiller::PagesSent(sent) => self.on_sent(&sent),
-            ToPrefiller::PutsDrained(drained) => self.on_drained((drained.session, drained.request)),
-            ToPrefiller::PeerLost(lost) => self.on_peer_lost(lost.session),
+            ToPrefiller::CancelPrefill(cancel) => self.on_cancel(now, (cancel.session, cancel.request)),
+            ToPrefiller::GrammarCompiled(compiled) => self.on_compiled(now, &compiled),
+            ToPrefiller::PagesReserved(reserved) => self.on_reserved(now, reserved),
+            ToPrefiller::PagesDenied(denied) => self.on_denied(now, &denied),
+            ToPrefiller::SequenceAdvanced(event) => self.on_advanced(now, event),
+            ToPrefiller::PagesSent(sent) => self.on_sent(now, &sent),
+            ToPrefiller::PutsDrained(drained) => self.on_drained(now, (drained.session, drained.request)),
+            ToPrefiller::PeerLost(lost) => self.on_peer_lost(now, lost.session),
             ToPrefiller::BeginDrain(_) => self.on_drain(),
             ToPrefiller::Tick(_) => self.on_tick(now),
         }
@@ -155,6 +156,7 @@ impl PrefillerState {
             grammar,
             prompt_logprobs,
             remaining_ms,
+            trace,
         } = start;
         let key = (session, request);
         if let Some(reason) = self.refusal(key, &prompt, resident, prompt_logprobs) {
@@ -178,7 +180,10 @@ impl PrefillerState {
         let serial = self.next_serial;
         self.serials.insert(serial, key);
         *self.of_session.entry(session).or_default() += 1;
-        let prompt = prompt.into();
+        let prompt: Arc<[u32]> = prompt.into();
+        let trace = trace
+            .filter(|_| self.config.records_traces)
+            .map(|context| PrefillTraced::new(now, context, key, prompt.len() as u32, resident).into());
         let entry = Entry {
             serial,
             prompt,
@@ -189,6 +194,7 @@ impl PrefillerState {
             reported: 0,
             resident,
             deadline,
+            trace,
             phase,
         };
         let reserve = entry.reserve(self.config.page_tokens);
@@ -197,30 +203,36 @@ impl PrefillerState {
     }
 
     /// The grammar thread has answered: the prompts that wait for this grammar get pages, or are refused.
-    fn on_compiled(&mut self, compiled: &GrammarCompiled) -> Vec<Effect> {
+    fn on_compiled(&mut self, now: Instant, compiled: &GrammarCompiled) -> Vec<Effect> {
         self.grammars.on_compiled(compiled);
         let GrammarCompiled { session, hash, outcome } = compiled;
         let of_session = (*session, RequestId(0))..=(*session, RequestId(u64::MAX));
         let waits = |entry: &Entry| matches!(entry.phase, Phase::Compiling(on, _) if on == *hash);
         let waiting = self.entries.range(of_session).filter(|(_, entry)| waits(entry));
         let waiting: Vec<Key> = waiting.map(|(key, _)| *key).collect();
-        waiting.into_iter().flat_map(|key| self.on_grammar(key, outcome)).collect()
+        waiting.into_iter().flat_map(|key| self.on_grammar(now, key, outcome)).collect()
     }
 
     /// Refuses a prefill that was accepted, because of its grammar.
-    fn refuse(&mut self, key: Key, reason: String) -> Vec<Effect> {
-        [vec![failed(key, PrefillFault::Refused, reason)], self.forget(key)].concat()
+    fn refuse(&mut self, now: Instant, key: Key, reason: String) -> Vec<Effect> {
+        self.note_failure(key, "grammar");
+        [vec![failed(key, PrefillFault::Refused, reason)], self.forget(now, key)].concat()
     }
 
     /// The prompt's grammar is compiled, or was refused.
-    fn on_grammar(&mut self, key: Key, outcome: &Result<CompiledGrammar, GrammarError>) -> Vec<Effect> {
+    fn on_grammar(
+        &mut self,
+        now: Instant,
+        key: Key,
+        outcome: &Result<CompiledGrammar, GrammarError>,
+    ) -> Vec<Effect> {
         let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
         match outcome {
             Ok(grammar) => {
                 (entry.grammar, entry.phase) = (Some(grammar.clone()), Phase::Reserving);
                 entry.reserve(self.config.page_tokens).into_iter().collect()
             }
-            Err(error) => self.refuse(key, refused(error)),
+            Err(error) => self.refuse(now, key, refused(error)),
         }
     }
 
@@ -269,9 +281,16 @@ impl PrefillerState {
         Some((key, self.entries.get_mut(&key)?))
     }
 
+    /// Notes why a prefill does not succeed.
+    fn note_failure(&mut self, key: Key, reason: &'static str) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.note_failure(reason);
+        }
+    }
+
     /// Removes an entry and releases the pages that it holds or waits for.
-    fn forget(&mut self, key: Key) -> Vec<Effect> {
-        let Some(entry) = self.entries.remove(&key) else { return Vec::new() };
+    fn forget(&mut self, now: Instant, key: Key) -> Vec<Effect> {
+        let Some(mut entry) = self.entries.remove(&key) else { return Vec::new() };
         self.serials.remove(&entry.serial);
         if let hash_map::Entry::Occupied(mut count) = self.of_session.entry(key.0) {
             *count.get_mut() -= 1;
@@ -279,14 +298,13 @@ impl PrefillerState {
                 count.remove();
             }
         }
-        if matches!(entry.phase, Phase::Compiling(..)) {
-            return Vec::new();
-        }
-        vec![to::buffer_manager(ReleasePages { sequence: entry.sequence() })]
+        let release = to::buffer_manager(ReleasePages { sequence: entry.sequence() });
+        let has_none = matches!(entry.phase, Phase::Compiling(..));
+        (!has_none).then_some(release).into_iter().chain(entry.end_trace(now)).collect()
     }
 
     /// The pages are reserved: run the prompt on the engine.
-    fn on_reserved(&mut self, reserved: PagesReserved) -> Vec<Effect> {
+    fn on_reserved(&mut self, now: Instant, reserved: PagesReserved) -> Vec<Effect> {
         let page_tokens = self.config.page_tokens;
         let PagesReserved { sequence, resident, pages, .. } = reserved;
         let Some((key, entry)) = self.find(sequence) else { return Vec::new() };
@@ -308,19 +326,21 @@ impl PrefillerState {
         // Pages that the prefix cache has can be put at once.
         let cached = hand_over.put(key, resident / page_tokens);
         entry.phase = Phase::Running(hand_over);
+        entry.note(|trace| (trace.begun, trace.cached_tokens) = (Some(now), resident));
         [start].into_iter().chain(cached).collect()
     }
 
     /// The prompt cannot get the pages that it needs now. It fits the pages for prompts of peers, so it gets them later.
-    fn on_denied(&mut self, denied: &PagesDenied) -> Vec<Effect> {
+    fn on_denied(&mut self, now: Instant, denied: &PagesDenied) -> Vec<Effect> {
         let Some((key, _)) = self.find(denied.sequence) else { return Vec::new() };
         let PagesDenied { needed, usable, .. } = denied;
         let reason = format!("the prompt needs {needed} pages of KV and {usable} are usable now");
-        [vec![failed(key, PrefillFault::Busy, reason)], self.on_cancel(key)].concat()
+        self.note_failure(key, "no_pages");
+        [vec![failed(key, PrefillFault::Busy, reason)], self.on_cancel(now, key)].concat()
     }
 
     /// The engine has advanced or ended a prefill.
-    fn on_advanced(&mut self, event: SequenceAdvanced) -> Vec<Effect> {
+    fn on_advanced(&mut self, now: Instant, event: SequenceAdvanced) -> Vec<Effect> {
         let page_tokens = self.config.page_tokens;
         let Some((key, entry)) = self.find(event.sequence) else { return Vec::new() };
         let (session, request) = key;
@@ -328,6 +348,17 @@ impl PrefillerState {
             Phase::Running(_) => entry.report(key, event.prompt_logprobs),
             _ => Vec::new(),
         };
+        let (resident, sampled, running_micros) =
+            (event.resident, event.token.is_some(), event.running_micros);
+        entry.note(|trace| {
+            let before = trace.chunks.last().map_or(trace.cached_tokens, |(_, tokens)| *tokens);
+            if resident > before && trace.chunks.len() < TRACED_MAX {
+                trace.chunks.push((now, resident));
+            }
+            if sampled && trace.sampled.is_none() {
+                (trace.sampled, trace.running_micros) = (Some(now), running_micros);
+            }
+        });
         if let Phase::Running(hand_over) = &mut entry.phase {
             let prompt_tokens = entry.prompt.len() as u32;
             let last = if event.resident == prompt_tokens {
@@ -355,9 +386,11 @@ impl PrefillerState {
                 effects.extend(self.drain_if_sent(key));
             }
             (_, SequenceEnd::Failed(reason)) => {
+                entry.note_failure("engine");
                 effects.extend([failed(key, PrefillFault::Failed, reason), cancel_puts(key)]);
             }
             (_, SequenceEnd::GrammarFailed(reason)) => {
+                entry.note_failure("grammar");
                 effects.extend([failed(key, PrefillFault::Refused, reason), cancel_puts(key)]);
             }
             (_, SequenceEnd::Finished(_) | SequenceEnd::Stopped) => effects.push(cancel_puts(key)),
@@ -366,14 +399,20 @@ impl PrefillerState {
     }
 
     /// More of the prompt's pages are visible at the receiver.
-    fn on_sent(&mut self, sent: &PagesSent) -> Vec<Effect> {
+    fn on_sent(&mut self, now: Instant, sent: &PagesSent) -> Vec<Effect> {
         let key = (sent.session, sent.request);
         self.waiting_since.remove(&sent.session);
-        let entry = self.entries.get_mut(&key);
-        let phase = entry.map(|entry| &mut entry.phase);
-        if let Some(Phase::Running(hand_over) | Phase::Sending(hand_over)) = phase {
+        let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
+        if let Phase::Running(hand_over) | Phase::Sending(hand_over) = &mut entry.phase {
             hand_over.sent += sent.count;
             hand_over.put_micros += sent.put_micros;
+            let visible = hand_over.sent;
+            entry.note(|trace| {
+                trace.last_flush = Some(now);
+                if trace.flushed.len() < TRACED_MAX {
+                    trace.flushed.push((now, visible));
+                }
+            });
         }
         self.drain_if_sent(key)
     }
@@ -398,83 +437,11 @@ impl PrefillerState {
     }
 
     /// No put reads the prompt's pages any more.
-    fn on_drained(&mut self, key: Key) -> Vec<Effect> {
+    fn on_drained(&mut self, now: Instant, key: Key) -> Vec<Effect> {
         match self.entries.get(&key) {
-            Some(Entry { phase: Phase::Draining, .. }) => self.forget(key),
+            Some(Entry { phase: Phase::Draining, .. }) => self.forget(now, key),
             _ => Vec::new(),
         }
-    }
-
-    /// The receiver no longer wants the prompt.
-    fn on_cancel(&mut self, key: Key) -> Vec<Effect> {
-        let Some(entry) = self.entries.get_mut(&key) else { return Vec::new() };
-        match entry.phase {
-            Phase::Compiling(..) | Phase::Reserving => self.forget(key),
-            Phase::Running(_) => {
-                entry.phase = Phase::Stopping;
-                vec![to::generator(StopSequence { sequence: entry.sequence() })]
-            }
-            Phase::Sending(_) => {
-                entry.phase = Phase::Draining;
-                vec![cancel_puts(key)]
-            }
-            Phase::Stopping | Phase::Draining => Vec::new(),
-        }
-    }
-
-    /// The receiver is lost: its requests end.
-    fn on_peer_lost(&mut self, session: SessionId) -> Vec<Effect> {
-        let keys: Vec<Key> = self.entries.keys().filter(|key| key.0 == session).copied().collect();
-        self.grammars.forget(session);
-        keys.into_iter().flat_map(|key| self.on_cancel(key)).collect()
-    }
-
-    /// Time has passed: prefills past their deadline and those without credits fail, and those that have waited too long for their grammar
-    /// are refused.
-    fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
-        let [late, unready] = self.late(now);
-        let mut effects = Vec::new();
-        for key in late {
-            effects.extend(self.give_up(key, "the request's deadline passed on the sender".to_owned()));
-        }
-        for key in unready {
-            effects.extend(self.refuse(key, "the grammar was not compiled in time on the sender".to_owned()));
-        }
-        for key in self.without_credits(now) {
-            let seconds = NO_CREDIT_MAX.as_secs();
-            effects.extend(self.give_up(key, format!("the receiver granted no credit for {seconds} s")));
-        }
-        effects
-    }
-
-    /// Ends a prefill that has begun.
-    fn give_up(&mut self, key: Key, reason: String) -> Vec<Effect> {
-        [vec![failed(key, PrefillFault::Failed, reason)], self.on_cancel(key)].concat()
-    }
-
-    /// The prefills with pages to send whose sessions have sent no page for [`NO_CREDIT_MAX`].
-    fn without_credits(&mut self, now: Instant) -> Vec<Key> {
-        let waiting = self.entries.iter().filter(|(_, entry)| entry.has_pages_to_send());
-        let waiting: Vec<Key> = waiting.map(|(key, _)| *key).collect();
-        let before = std::mem::take(&mut self.waiting_since);
-        let since = |session: SessionId| before.get(&session).copied().unwrap_or(now);
-        self.waiting_since = waiting.iter().map(|(session, _)| (*session, since(*session))).collect();
-        let is_over = |(session, _): &Key| now.saturating_duration_since(since(*session)) >= NO_CREDIT_MAX;
-        waiting.into_iter().filter(is_over).collect()
-    }
-
-    /// The prefills past their deadline, and those whose grammar is late.
-    fn late(&self, now: Instant) -> [Vec<Key>; 2] {
-        let mut found = [Vec::new(), Vec::new()];
-        for (key, entry) in &self.entries {
-            match entry.phase {
-                Phase::Stopping | Phase::Draining => {}
-                Phase::Compiling(_, until) if now >= until => found[1].push(*key),
-                _ if now >= entry.deadline => found[0].push(*key),
-                _ => {}
-            }
-        }
-        found
     }
 }
 

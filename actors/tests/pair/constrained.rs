@@ -31,8 +31,10 @@ async fn ask_for(
         salt: None,
         ignore_eos: true,
         prompt_logprobs: None,
+        sent: Instant::now(),
         deadline: Instant::now() + PATIENCE,
         route: Route::Local,
+        trace: None,
     };
     node.generate().send(generate).await.expect("it is alive");
     events

@@ -77,6 +77,27 @@ pub enum PrefillFault {
     Busy,
 }
 
+/// The trace that a request belongs to, as in the header `traceparent` of the W3C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceContext {
+    /// The id of the trace; not all zero.
+    pub trace: [u8; 16],
+    /// The id of the span that is the parent of all spans of the prefill; not all zero.
+    pub span: [u8; 8],
+    /// Bit 0: the trace is recorded.
+    pub flags: u8,
+}
+
+impl TraceContext {
+    /// Bit 0 of the flags: the trace is recorded.
+    pub const RECORDED: u8 = 1;
+
+    /// Whether both ids are valid and the trace is recorded.
+    pub fn is_recorded(&self) -> bool {
+        self.trace != [0; 16] && self.span != [0; 8] && self.flags & Self::RECORDED != 0
+    }
+}
+
 /// The request that pages belong to, and the place of the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageOwner {

@@ -149,9 +149,14 @@ fn golden_bytes_of_each_version() {
     let bytes = connected.encode(12).expect("the frame is small");
     assert_eq!(hex(&bytes), "0e00000006000000000000007463702f6c6f");
     assert_eq!(Frame::decode(&bytes, 12).expect("encoded above"), connected);
-    let bytes = connected.encode(11).expect("the frame is small");
-    assert_eq!(Frame::decode(&bytes, 11).expect("encoded above"), Frame::Heartbeat);
-    for newer in [busy, connected] {
+    let bytes = trace().encode(12).expect("the frame is small");
+    let context = ["01".repeat(16), "02".repeat(8), "01".to_owned()].concat();
+    assert_eq!(hex(&bytes), format!("0f0000000100000000000000{context}"));
+    for newer in [&connected, &trace()] {
+        let bytes = newer.encode(11).expect("the frame is small");
+        assert_eq!(Frame::decode(&bytes, 11).expect("encoded above"), Frame::Heartbeat);
+    }
+    for newer in [busy, connected, trace()] {
         let bytes = newer.encode(12).expect("the frame is small");
         let error = Frame::decode(&bytes, 11).expect_err("version 11 has no such frame").to_string();
         let expect = format!("a {} frame has a value that version 11 does not have", newer.name());
@@ -163,7 +168,7 @@ fn golden_bytes_of_each_version() {
 #[test]
 fn frames_of_older_versions_are_those_of_the_newest() {
     for version in Versions::OURS.lowest..=Versions::OURS.highest {
-        let is_older = |frame: &Frame| !matches!(frame, Frame::LaneConnected { .. });
+        let is_older = |frame: &Frame| !matches!(frame, Frame::LaneConnected { .. } | Frame::Trace { .. });
         for frame in frames().into_iter().filter(is_older) {
             let bytes = frame.encode(version).expect("the frame is small");
             assert_eq!(bytes, wire::encode(&frame).expect("the frame is small"));
@@ -214,6 +219,10 @@ fn prefill(prompt: Vec<u32>, remaining_ms: u64) -> Frame {
     }
 }
 
+fn trace() -> Frame {
+    Frame::Trace { request: 1, context: TraceContext { trace: [1; 16], span: [2; 8], flags: 1 } }
+}
+
 /// One frame of each variant, in the order of their numbers on the wire.
 fn frames() -> Vec<Frame> {
     let owner = Some(PageOwner { request: 5, first_page: 4 });
@@ -241,6 +250,7 @@ fn frames() -> Vec<Frame> {
         Frame::PromptLogprobs { request: 1, first: 7, tokens: logprobs.into_iter().collect() },
         Frame::Load { waiting_tokens: 1, begun_tokens: 4, nanos_per_token: Some(2), cache_pages: 3 },
         Frame::LaneConnected { lane: "rc_mlx5/mlx5_0:1".into() },
+        trace(),
     ];
     let error =
         wire::decode::<Frame>(&[frames.len() as u8, 0, 0, 0]).expect_err("no variant has this number");

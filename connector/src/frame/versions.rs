@@ -7,6 +7,7 @@
 //!   - A sender says [`PrefillFault::Busy`] if it has no room for a prefill now. In version 11 it says [`PrefillFault::Refused`].
 //!   - A sender names its transports in [`Frame::LaneConnected`]. In version 11 it sends [`Frame::Heartbeat`] instead.
 //!     A receiver grants credits only after this frame.
+//!   - A receiver names the trace of a request in [`Frame::Trace`]. In version 11 it sends [`Frame::Heartbeat`] instead, so the prefill is not recorded.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -78,6 +79,8 @@ impl fmt::Display for Versions {
 
 /// The first version with [`PrefillFault::Busy`].
 const BUSY: u32 = 12;
+/// The first version with [`Frame::Trace`].
+const TRACE: u32 = 12;
 /// The first version with [`Frame::LaneConnected`]. Since this version, a receiver grants no credits before this frame.
 pub const LANE_CONNECTED: u32 = 12;
 
@@ -111,6 +114,7 @@ impl Frame {
                 Cow::Owned(Self::PrefillFailed { request: *request, fault, reason })
             }
             Self::LaneConnected { .. } if version < LANE_CONNECTED => Cow::Owned(Self::Heartbeat),
+            Self::Trace { .. } if version < TRACE => Cow::Owned(Self::Heartbeat),
             same => Cow::Borrowed(same),
         }
     }

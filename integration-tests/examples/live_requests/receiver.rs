@@ -36,8 +36,10 @@ fn decode(now: Instant, request: u64, prefill_on: Option<SessionId>) -> ToDecode
         salt: None,
         ignore_eos: true,
         prompt_logprobs: None,
+        sent: now,
         deadline: now + Duration::from_secs(3600),
         route: Route::Auto,
+        trace: None,
     };
     let placement = Placement { on: prefill_on, tokens: PROMPT_TOKENS, may_fall_back: true };
     Decode { generate, placement }.into()

@@ -40,6 +40,7 @@ fn start_prefill(request: u64) -> ToPrefiller {
         grammar: None,
         prompt_logprobs: None,
         remaining_ms: 3_600_000,
+        trace: None,
     }
     .into()
 }
@@ -71,6 +72,7 @@ pub(crate) fn prefiller(live: u64, times: &mut Times) {
         vocabulary: 1 << 20,
         context_tokens: 8192,
         compiles_grammars: false,
+        records_traces: false,
     });
     for request in 0..live {
         state.on(now, start_prefill(request));

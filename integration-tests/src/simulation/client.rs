@@ -14,6 +14,7 @@ use super::machine::{next_token, score};
 use super::parts::Client;
 use super::plan::{PAGE_TOKENS, SECOND, VOCABULARY};
 use super::topology::NodePlan;
+use super::traces::{are_in_order, trace_of};
 use super::world::{Event, World};
 
 /// Salts of requests.
@@ -87,8 +88,10 @@ impl World {
             salt,
             ignore_eos,
             prompt_logprobs: scores_prompt.then_some(2),
+            sent: self.instant(),
             deadline: self.epoch + Duration::from_micros(deadline),
             route: Route::Auto,
+            trace: trace_of(request),
         };
         self.perform(home, Endpoint::Frontend, vec![to::proxy(generate)]);
         if !stays && self.dice.one_in(5) {
@@ -146,6 +149,7 @@ impl World {
         let got = client.tokens.len() - client.prompt;
         let wrong = match event {
             StreamEvent::Token(_) | StreamEvent::Prompt(_) => Some("a token event"),
+            StreamEvent::Finished { timings, .. } if !are_in_order(timings) => Some("times out of order"),
             StreamEvent::Finished { reason: FinishReason::Length, .. } => {
                 (got != client.max_tokens as usize).then_some("length before all tokens")
             }

@@ -127,6 +127,7 @@ impl Prefilling {
                 vocabulary: VOCABULARY,
                 context_tokens: 4096,
                 compiles_grammars: !plan.refuses_grammars,
+                records_traces: true,
             }),
         }
     }

@@ -5,7 +5,7 @@
 
 use actors::effect::{
     Effect, Endpoint, ToDecoder, ToEngine, ToGrammarThread, ToHashThread, ToKvEvents, ToLog, ToPeerLink,
-    ToProcess, ToProxy, ToStreams, ToTransport, to,
+    ToProcess, ToProxy, ToStreams, ToTraces, ToTransport, to,
 };
 use actors::log::LogLine;
 use actors::messages::{PageToHash, PagesHashed, SendFrame, SessionId};
@@ -40,6 +40,7 @@ impl World {
                 Effect::GrammarThread(ToGrammarThread::CompileGrammar(compile)) => {
                     self.compile(node, compile)
                 }
+                Effect::Traces(ToTraces::PrefillTraced(traced)) => self.prefill_traced(node, &traced),
                 Effect::KvEvents(ToKvEvents::CacheChanged(changed)) => self.cache_changed(node, changed),
                 Effect::Transport(ToTransport::Command(command)) => self.command_transport(node, command),
                 Effect::Sockets(message) => self.command_sockets(node, message),

@@ -239,6 +239,7 @@ fn start(
         // Never prefill locally.
         routing: RoutingConfig { local_if_sooner_by: Duration::MAX, ..RoutingConfig::default() },
         kv_events: None,
+        traces: None,
         link: Some(link),
     })?)
 }
@@ -376,8 +377,10 @@ async fn hand_over(
         salt: None,
         ignore_eos: true,
         prompt_logprobs: None,
+        sent: Instant::now(),
         deadline: Instant::now() + PATIENCE,
         route: Route::Auto,
+        trace: None,
     };
     node.generate().send(generate).await?;
     while let Some(event) = events.recv().await {

@@ -83,6 +83,9 @@ const OF_PROXIES: &[&str] = &[
     "request.deadline",
     "request.input_bytes",
     "request.api_key",
+    "traces.otlp_endpoint",
+    "traces.sample",
+    "log.format",
     "shutdown.drain",
     "shutdown.delay",
 ];

@@ -365,6 +365,25 @@ pub(super) fn share(value: &Value) -> Result<f32, String> {
     share.ok_or_else(|| format!("must be above 0 and up to 1, not {}", named(value)))
 }
 
+/// Parses the URL of a collector of traces.
+pub(super) fn collector(value: &Value) -> Result<String, String> {
+    let url = text(value)?;
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let has_host = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', ':']));
+    if has_host {
+        Ok(url)
+    } else {
+        Err(format!("must be a URL such as http://localhost:4318, not {}", named(value)))
+    }
+}
+
+/// Parses a number from 0 to 1.
+pub(super) fn share_or_zero(value: &Value) -> Result<f32, String> {
+    let parsed = scalar(value).and_then(|text| text.parse::<f32>().ok());
+    let share = parsed.filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("must be from 0 to 1, not {}", named(value)))
+}
+
 /// Returns `None` for an empty value, else the result of `parse`.
 pub(super) fn optional<T>(
     value: &Value,

@@ -76,7 +76,8 @@ impl ApiError {
         response.content_type("application/json").body(self.body())
     }
 
-    fn kind(&self) -> &'static str {
+    /// The type of the error, as in the body.
+    pub(super) fn kind(&self) -> &'static str {
         match self.status {
             StatusCode::BAD_REQUEST => "BadRequestError",
             StatusCode::FORBIDDEN => "PermissionDeniedError",

@@ -5,7 +5,9 @@ use std::time::Duration;
 use actors::request::{RequestError, RequestId};
 use futures_util::future::select_all;
 
-use super::observed::{Ended, Observed};
+use super::begin::Begin;
+use super::ended::Ended;
+use super::observed::Observed;
 use super::reply::{Piece, Reply};
 use super::response::Head;
 
@@ -16,33 +18,38 @@ pub(super) struct Choices {
     /// The first answer to look at, so that answers take turns.
     turn: usize,
     unread: Option<Box<(usize, Piece)>>,
-    waited: Duration,
+    begin: Begin,
 }
 
 /// Why an answer failed. The whole request fails with it.
 pub(super) struct Failure {
     choice: usize,
     request: RequestId,
-    waited: Duration,
+    begin: Begin,
     pub(super) error: RequestError,
 }
 
 impl Failure {
     /// The failed choice of the request with this head, for the log.
-    pub(super) fn of<'a>(&self, head: &'a Head) -> Ended<'a> {
-        Ended { head, choice: self.choice, request: self.request, waited: self.waited }
+    pub(super) fn of<'a>(&'a self, head: &'a Head) -> Ended<'a> {
+        Ended { head, choice: self.choice, request: self.request, begin: &self.begin }
     }
 }
 
 impl Choices {
-    /// The answers in the order of their choices. `waited` is the time from the arrival of the request until they began.
-    pub(super) fn new(replies: Vec<Reply>, waited: Duration) -> Self {
-        Self { live: replies.into_iter().enumerate().collect(), turn: 0, unread: None, waited }
+    /// The answers in the order of their choices.
+    pub(super) fn new(replies: Vec<Reply>, begin: Begin) -> Self {
+        Self { live: replies.into_iter().enumerate().collect(), turn: 0, unread: None, begin }
+    }
+
+    /// When the parts of the request before its answers took place.
+    pub(super) fn begin(&self) -> &Begin {
+        &self.begin
     }
 
     /// The time from the arrival of the request until its answers began.
     pub(super) fn waited(&self) -> Duration {
-        self.waited
+        self.begin.waited()
     }
 
     /// True once every answer has ended.
@@ -93,15 +100,16 @@ impl Choices {
 
     fn take(&mut self, place: usize, piece: Result<Piece, RequestError>) -> Result<(usize, Piece), Failure> {
         let (index, reply) = &self.live[place];
-        let (index, request, waited) = (*index, reply.request(), self.waited);
-        let piece = piece.map_err(|error| Failure { choice: index, request, waited, error })?;
+        let (index, request) = (*index, reply.request());
+        let failure = |error| Failure { choice: index, request, begin: self.begin.clone(), error };
+        let piece = piece.map_err(failure)?;
         Ok((index, piece))
     }
 
     /// If the piece is the last one of its choice, logs the end and drops the stream.
     pub(super) fn note_end(&mut self, choice: usize, piece: &Piece, head: &Head, observed: &Observed) {
         if let (Some(finish), Some(request)) = (&piece.finish, self.request(choice)) {
-            let ended = Ended { head, choice, request, waited: self.waited };
+            let ended = Ended { head, choice, request, begin: &self.begin };
             observed.end(&ended, Ok((finish.reason, &finish.timings)));
             self.ended(choice);
         }

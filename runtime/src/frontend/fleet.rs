@@ -26,6 +26,7 @@ use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actors::fleet::{FleetState, NodeId};
 use common::metrics::MetricsText;
+use common::splitmix::random_word;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -33,13 +34,14 @@ use super::api_error::ApiError;
 use super::handlers::version;
 use super::limits::Limits;
 use super::memory::InputMemory;
-use super::names::random_word;
+
 use super::openai::ApiKind;
 use super::response::json;
 use super::served_model::ServedModel;
 use super::{METRICS_TYPE, WriteMetrics, get, listen, post};
 use crate::drain::{Drain, DrainStage};
 use crate::tls::{HttpTls, NodesTls};
+use crate::traces::Traces;
 use counts::{AnswerSource, NodeCounts, ProxyCounts, ProxyGauges};
 
 pub(crate) use client::with_causes;
@@ -101,6 +103,7 @@ pub struct FleetProxy {
     more_metrics: WriteMetrics,
     /// The drain of the process.
     drain: Drain,
+    traces: Traces,
 }
 
 /// The configuration of a [`FleetProxy`].
@@ -129,6 +132,8 @@ pub struct FleetSettings {
     pub index_bytes: u64,
     /// `routing.ttft_target`.
     pub ttft_target: Duration,
+    /// Records requests, for a collector of traces.
+    pub traces: Traces,
 }
 
 /// The state of a [`FleetProxy`] at one moment.
@@ -160,6 +165,7 @@ impl FleetProxy {
             more_metrics,
             index_bytes,
             ttft_target,
+            traces,
         } = settings;
         let mut state = FleetState::new(index_bytes, ttft_target, random_word());
         let counts = ProxyCounts::default();
@@ -180,6 +186,7 @@ impl FleetProxy {
             counts,
             more_metrics,
             drain,
+            traces,
         }
     }
 

@@ -10,11 +10,13 @@ use actors::finish::FinishRule;
 use actors::grammar::CompiledGrammar;
 use actors::request::{Generate, Refused, RequestError, Route};
 use engine::{Logprobs, Token};
+use futures_util::TryFutureExt as _;
 use tokio::time::timeout_at;
 
 use super::Frontend;
 use super::admission::{Permit, Place};
 use super::api_error::ApiError;
+use super::begin::Begin;
 use super::body;
 use super::choices::{Choices, Failure};
 use super::connection::Connection;
@@ -27,8 +29,10 @@ use super::prompt_logprobs::ScoredPrompt;
 use super::reply::{EndRule, Finish, LiveRequest, Reply};
 use super::response::{Choice, DividedAnswer, Head, Said, TimingsReport, Usage, WholeAnswer, finish_word};
 use super::responses_api::Output;
+use super::server_timing::{self, SERVER_TIMING};
 use super::stream::{Answers, EventShape, events, response_writer};
 use super::tokenizer::{Detokenizer, Tokenizer};
+use crate::traces::{RequestTrace, TRACEPARENT};
 
 /// The time that a request may take.
 #[derive(Clone, Copy)]
@@ -41,10 +45,10 @@ struct Period {
 
 impl Period {
     /// The period of a request whose head has just arrived. A router may shorten it.
-    fn of(frontend: &Frontend, http: &HttpRequest) -> Self {
+    fn of(frontend: &Frontend, http: &HttpRequest, arrived: Instant) -> Self {
         let router = frontend.trusts_header.then(|| deadline_header::read(http.headers())).flatten();
         let allowed = router.map_or(frontend.deadline, |router| router.min(frontend.deadline));
-        Self { arrived: Instant::now(), allowed }
+        Self { arrived, allowed }
     }
 
     fn end(self) -> Instant {
@@ -59,7 +63,31 @@ pub(super) async fn generate(
     http: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let period = Period::of(&frontend, &http);
+    let arrived = Instant::now();
+    let trace = frontend.traces.begin(kind.path(), arrived, || traceparent(&http));
+    let result = answer(kind, frontend, http, payload, (arrived, trace.clone())).await;
+    if let Some(trace) = trace {
+        match &result {
+            Ok(response) => trace.responded(response.status().as_u16()),
+            Err(error) => trace.responded(error.status.as_u16()),
+        }
+    }
+    result
+}
+
+/// The header that says which trace a request belongs to.
+pub(super) fn traceparent(http: &HttpRequest) -> Option<&str> {
+    http.headers().get(TRACEPARENT)?.to_str().ok()
+}
+
+async fn answer(
+    kind: ApiKind,
+    frontend: Arc<Frontend>,
+    http: HttpRequest,
+    payload: web::Payload,
+    (arrived, trace): (Instant, Option<Arc<RequestTrace>>),
+) -> Result<HttpResponse, ApiError> {
+    let period = Period::of(&frontend, &http, arrived);
     let deadline = period.end();
     let turned_away = |error: ApiError| frontend.observed.turned_away(error);
     let body =
@@ -88,9 +116,20 @@ pub(super) async fn generate(
         created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         model: frontend.model.name.clone(),
     };
+    let read = Instant::now();
+    if let Some(trace) = &trace {
+        trace.queued(&head.id, &head.model);
+    }
     let named = frontend.trusts_header.then(|| prefiller_header::route(http.headers())).flatten();
     let route = named.unwrap_or_else(|| frontend.route.clone());
-    let started = start(Arc::clone(&frontend), Arc::clone(&ask), grammar, place, period, route);
+    let waiting = Waiting { grammar, place, period, route, read, trace: trace.clone() };
+    let started = start(Arc::clone(&frontend), Arc::clone(&ask), waiting);
+    // Its stream may have begun with a comment, with status 200.
+    let started = started.inspect_err(move |error| {
+        if let Some(trace) = trace {
+            trace.refused(error.status.as_u16());
+        }
+    });
     let Some(options) = ask.stream else {
         return match kind {
             ApiKind::Response => whole_response(&frontend, &head, &ask, started.await?).await,
@@ -101,12 +140,14 @@ pub(super) async fn generate(
     let keep_alive = frontend.limits.keep_alive;
     let until = (Instant::now() + keep_alive).into();
     let mut started = Box::pin(started);
+    let mut timing = None;
     let answers = match timeout_at(until, &mut started).await {
         Ok(choices) => {
             let mut choices = choices?;
             if let Ok(first) = timeout_at(until, choices.next()).await {
                 let first = first.map_err(|failure| failed(&frontend, &head, &failure))?;
                 choices.unread(first);
+                timing = Some(server_timing::of_stream(choices.begin()));
             }
             Answers::Running(choices)
         }
@@ -115,35 +156,48 @@ pub(super) async fn generate(
     let (tokenizer, observed) = (frontend.model.tokenizer.clone(), frontend.observed.clone());
     let memory = frontend.memory.clone();
     let shape = EventShape { head, ask, options, tokenizer, observed, memory };
-    Ok(HttpResponse::Ok()
-        .content_type("text/event-stream; charset=utf-8")
-        .insert_header((CACHE_CONTROL, "no-cache"))
-        .streaming(events(shape, answers, keep_alive)))
+    let mut response = HttpResponse::Ok();
+    response.content_type("text/event-stream; charset=utf-8").insert_header((CACHE_CONTROL, "no-cache"));
+    if let Some(timing) = timing {
+        response.insert_header((SERVER_TIMING, timing));
+    }
+    Ok(response.streaming(events(shape, answers, keep_alive)))
 }
 
-/// Waits for the permits of the request and sends each of its choices to the proxy. Dropping the future frees its place in the queue.
-async fn start(
-    frontend: Arc<Frontend>,
-    ask: Arc<Ask>,
+/// A request that waits in the queue.
+struct Waiting {
     grammar: Option<CompiledGrammar>,
     place: Place,
     period: Period,
     route: Route,
-) -> Result<Choices, ApiError> {
+    /// When it was read.
+    read: Instant,
+    trace: Option<Arc<RequestTrace>>,
+}
+
+/// Waits for the permits of the request and sends each of its choices to the proxy. Dropping the future frees its place in the queue.
+async fn start(frontend: Arc<Frontend>, ask: Arc<Ask>, waiting: Waiting) -> Result<Choices, ApiError> {
+    let Waiting { grammar, place, period, route, read, trace } = waiting;
     let Ok(permits) = timeout_at(period.end().into(), place.permits()).await else {
         return Err(late(&frontend, period));
     };
-    let waited = period.arrived.elapsed();
-    if waited >= period.allowed {
+    let began = Instant::now();
+    if began >= period.end() {
         // The permits came at once, but the body arrived late.
         return Err(late(&frontend, period));
     }
-    let submit =
-        |(choice, permit)| submit(&frontend, &ask, grammar.clone(), choice, permit, period, route.clone());
+    let begin = Begin { arrived: period.arrived, read, began, trace };
+    let submit = |(choice, permit)| {
+        submit(&frontend, &ask, (choice, permit), grammar.clone(), period, route.clone(), &begin)
+    };
     let turned_away = |error: ApiError| frontend.observed.turned_away(error);
     let permits = permits.map_err(turned_away)?;
+    if let Some(trace) = &begin.trace {
+        trace.began(began, ask.choices());
+    }
     let replies: Result<_, ApiError> = permits.into_iter().enumerate().map(submit).collect();
-    Ok(Choices::new(replies.map_err(turned_away)?, waited))
+    let replies = replies.map_err(turned_away)?;
+    Ok(Choices::new(replies, begin))
 }
 
 /// Status 504: the deadline passed before the request ran.
@@ -156,11 +210,11 @@ fn late(frontend: &Frontend, period: Period) -> ApiError {
 fn submit(
     frontend: &Frontend,
     ask: &Ask,
+    (choice, permit): (usize, Permit),
     grammar: Option<CompiledGrammar>,
-    choice: usize,
-    permit: Permit,
     period: Period,
     route: Route,
+    begin: &Begin,
 ) -> Result<Reply, ApiError> {
     let (model, prompt) = (&frontend.model, ask.prompt_of(choice));
     // The decoder samples a token even if the request asks for none.
@@ -182,8 +236,10 @@ fn submit(
         salt: ask.salt,
         ignore_eos: ask.ignore_eos,
         prompt_logprobs: ask.scores.top(),
+        sent: begin.began,
         deadline: period.end(),
         route,
+        trace: begin.trace.as_ref().map(|trace| trace.prefill_of(choice)),
     };
     match frontend.generate.try_send(generate) {
         Ok(()) => Ok(reply),
@@ -233,12 +289,23 @@ async fn whole(
         collected.tokens.extend(piece.token);
         collected.finish = piece.finish.or(collected.finish.take());
     }
+    let timing = all.first().and_then(|choice| choice.finish.as_ref());
+    let timing = timing.map(|finish| server_timing::of_answer(choices.begin(), &finish.timings));
     let waited = choices.waited();
     let tokenizer = Arc::clone(&frontend.model.tokenizer);
     let is_scored = ask.scores.top().is_some();
     let write = move || whole_body(&tokenizer, &head, &ask, all, waited);
     let body = if is_scored { frontend.memory.run_long(write).await? } else { write() };
-    Ok(HttpResponse::Ok().content_type("application/json").body(body))
+    Ok(whole_answer(timing, body))
+}
+
+/// The response with this body and these timings.
+fn whole_answer(timing: Option<String>, body: String) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    if let Some(timing) = timing {
+        response.insert_header((SERVER_TIMING, timing));
+    }
+    response.content_type("application/json").body(body)
 }
 
 /// The body of the response with all answers.
@@ -296,12 +363,15 @@ async fn whole_response(
     mut choices: Choices,
 ) -> Result<HttpResponse, ApiError> {
     let mut writer = response_writer(head, ask);
+    let mut timing = None;
     while !choices.is_over() {
         let (choice, piece) = choices.next().await.map_err(|failure| failed(frontend, head, &failure))?;
         choices.note_end(choice, &piece, head, &frontend.observed);
+        let finish = piece.finish.as_ref();
+        timing = finish.map(|finish| server_timing::of_answer(choices.begin(), &finish.timings)).or(timing);
         writer.push(&piece, &mut Output::None);
     }
-    Ok(HttpResponse::Ok().content_type("application/json").body(writer.body()))
+    Ok(whole_answer(timing, writer.body()))
 }
 
 /// The parts of a whole answer, and whether the client is to run its tool calls. `None` if all its text is content.

@@ -1,9 +1,9 @@
 //! Names of requests: the number inside the process, and the id that clients see.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use actors::request::RequestId;
+use common::splitmix::random_word;
 
 use super::openai::ApiKind;
 
@@ -33,12 +33,6 @@ pub(super) fn request_name(wanted: Option<&str>) -> String {
         || format!("{:016x}{:016x}", random_word(), random_word()),
         str::to_owned,
     )
-}
-
-/// A random number, which may be easy to guess.
-pub(crate) fn random_word() -> u64 {
-    // Each `RandomState` has new keys.
-    RandomState::new().hash_one(0u8)
 }
 
 #[cfg(test)]

@@ -8,17 +8,18 @@ mod written;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use actors::counters::Counters;
-use actors::request::{FinishReason, RequestError, RequestId, Timings};
+use actors::request::{FinishReason, RequestError, Timings};
 use common::metrics::Histogram;
 use common::statistics::{mean, median, quantile};
 use tracing::{info, warn};
 
 use super::api_error::ApiError;
-use super::response::Head;
+use super::ended::Ended;
+use super::recent::{RecentRequest, RecentRequests};
 use crate::telemetry::REQUESTS;
+use crate::traces::{AnswerTrace, RequestTrace};
 
 /// Number of requests in the report on first-token times: the newest ones. The number bounds the memory.
 const REPORTED_MAX: usize = 4096;
@@ -47,6 +48,8 @@ pub struct Observed {
     /// Requests that never ran, by [`TURNED_AWAY`].
     turned_away: [AtomicU64; TURNED_AWAY.len()],
     handed_over: Mutex<HandedOver>,
+    /// The newest ended requests.
+    pub(super) recent: RecentRequests,
 }
 
 /// Times to the first token of requests that a sender prefilled.
@@ -55,15 +58,6 @@ struct HandedOver {
     first_token_ms: VecDeque<f64>,
     count: u64,
     reported: u64,
-}
-
-/// A choice of a request that has ended, for the log.
-pub(super) struct Ended<'a> {
-    pub(super) head: &'a Head,
-    pub(super) choice: usize,
-    pub(super) request: RequestId,
-    /// The time from the arrival of the request until its answers began.
-    pub(super) waited: Duration,
 }
 
 /// The KV pages as `vllm:cache_config_info` describes them.
@@ -91,8 +85,8 @@ pub struct AnswerCounts {
 }
 
 impl Observed {
-    /// No requests yet. `model` is the label of the metrics.
-    pub fn new(model: &str, cache: CacheInfo) -> Self {
+    /// No requests yet. `model` is the label of the metrics. `recent` is the number of ended requests that are kept.
+    pub fn new(model: &str, cache: CacheInfo, recent: usize) -> Self {
         Self {
             model: model.to_owned(),
             cache,
@@ -112,13 +106,22 @@ impl Observed {
             at_length: AtomicU64::default(),
             turned_away: Default::default(),
             handed_over: Mutex::default(),
+            recent: RecentRequests::new(recent),
         }
     }
 
     /// Logs and counts a choice that has ended.
     pub(super) fn end(&self, ended: &Ended<'_>, how: Result<(FinishReason, &Timings), &RequestError>) {
-        let Ended { head, choice, request, waited } = ended;
-        let id = format_args!("{}-{choice}", head.id);
+        let Ended { head, choice, request, begin } = ended;
+        let (id, waited) = (format_args!("{}-{choice}", head.id), begin.waited());
+        let trace = begin.trace.as_deref();
+        if let Some(trace) = trace {
+            let outcome = how.map(|(_, timings)| timings).map_err(RequestError::kind);
+            trace.answered(AnswerTrace { choice: *choice, began: begin.began, outcome });
+        }
+        let trace_id = trace.map(RequestTrace::id);
+        let trace_id = trace_id.as_deref();
+        self.recent.add(|| RecentRequest::new(ended, how));
         match how {
             Ok((reason, timings)) => {
                 self.count(reason, timings, waited.as_secs_f64());
@@ -128,6 +131,7 @@ impl Observed {
                     target: REQUESTS,
                     %request,
                     %id,
+                    trace_id,
                     prompt_tokens = timings.prompt_tokens,
                     completion_tokens = timings.completion_tokens,
                     finish = if reason == FinishReason::Stop { "stop" } else { "length" },
@@ -147,7 +151,7 @@ impl Observed {
                 if let RequestError::Refused(refused) = error {
                     self.count_turned_away(ApiError::from(refused.clone()).status.as_u16());
                 }
-                warn!(%request, %id, kind = error.kind(), %error, "request failed");
+                warn!(%request, %id, trace_id, kind = error.kind(), %error, "request failed");
             }
         }
     }
@@ -249,7 +253,7 @@ mod tests {
             prefix_cache: true,
             memory_utilization: 0.5,
         };
-        let observed = Observed::new("a\"b", cache);
+        let observed = Observed::new("a\"b", cache, 0);
         for first_token_ms in first_token_ms {
             let timings = Timings {
                 disaggregated: true,

@@ -50,6 +50,15 @@ impl ApiKind {
         }
     }
 
+    /// Its path.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Completion => "/v1/completions",
+            Self::Chat => "/v1/chat/completions",
+            Self::Response => "/v1/responses",
+        }
+    }
+
     /// Its rows of the table of fields.
     pub(super) fn endpoint(self) -> Endpoints {
         match self {

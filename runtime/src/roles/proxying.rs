@@ -13,7 +13,9 @@ use crate::frontend::{FleetProxy, FleetSettings, InputMemory, Limits, ServedMode
 use crate::membership::{self, MembershipMetrics};
 use crate::open_files;
 use crate::process_metrics::ProcessMetrics;
-use crate::roles::{certificates::Certificates, ending::Signals, exposure::Port, joining, reporting};
+use crate::roles::{
+    certificates::Certificates, end_traces, ending::Signals, exposure::Port, joining, reporting, start_traces,
+};
 use crate::service_manager::{self, ServiceManager};
 
 /// Maximum number of connections of clients. Each request in flight has a second one to its node.
@@ -33,6 +35,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
     let model = served_text(&config)?;
     let limits = Limits { connections: connections(open_files), ..Limits::default() };
     let input_bytes = usize::try_from(config.request.input_bytes.0).unwrap_or(usize::MAX);
+    let traces = start_traces(&config)?;
     let drain = Drain::new(config.shutdown.delay);
     let membership = Arc::new(MembershipMetrics::default());
     let proxy = Arc::new(FleetProxy::new(FleetSettings {
@@ -54,8 +57,13 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         }),
         index_bytes: config.routing.index_bytes.0,
         ttft_target: config.routing.ttft_target,
+        traces: traces.clone(),
     }));
-    actix::System::new().block_on(serve(config, drain, membership, proxy, listener, began))
+    actix::System::new().block_on(async {
+        let result = serve(config, drain, membership, proxy, listener, began).await;
+        end_traces(traces).await;
+        result
+    })
 }
 
 /// The tokenizer and the chat template of the model.

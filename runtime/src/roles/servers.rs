@@ -119,6 +119,7 @@ fn frontend(
         model: shared.model.clone(),
         grammars: shared.grammars.clone(),
         observed: shared.observed.clone(),
+        traces: shared.traces.clone(),
         route: Route::Auto,
         trusts_header: config.frontend.trust_header,
         deadline: config.request.deadline,

@@ -43,7 +43,7 @@ impl Peer {
     }
 
     /// Asks the sender to prefill a request of which `resident` tokens are here, and for the log probabilities of its prompt. Sends the request's grammar first, unless the sender
-    /// has it.
+    /// has it, and the request's trace.
     pub(super) fn ask(
         &mut self,
         now: Instant,
@@ -63,7 +63,9 @@ impl Peer {
             grammar: grammar.map(|grammar| grammar.hash().0.into()),
             remaining_ms: generate.deadline.saturating_duration_since(now).as_millis() as u64,
         };
-        let frames = new.into_iter().chain([prefill]);
+        let request = generate.request.0;
+        let trace = generate.trace.map(|context| Frame::Trace { request, context });
+        let frames = new.into_iter().chain(trace).chain([prefill]);
         frames.map(|frame| to::peer_link(SendFrame { session, frame })).collect()
     }
 }

@@ -65,6 +65,8 @@ pub(super) enum ProxyCount {
 pub(super) struct Entry {
     pub(super) generate: Generate,
     pub(super) admitted: Instant,
+    /// When it had its pages.
+    pub(super) placed: Option<Instant>,
     /// The delivery of the first token, while it waits for its sequence to join a step.
     pub(super) held: Vec<Effect>,
     /// When the sender's first token arrived.
@@ -207,8 +209,12 @@ impl Entry {
     /// The final event of a request that finished.
     pub(super) fn finished(&mut self, reason: FinishReason) -> StreamEvent {
         self.timings.completion_tokens = self.emitted.len() as u32;
+        let since = |time: Instant| ms(time.saturating_duration_since(self.generate.sent));
+        self.timings.routed_ms = since(self.admitted);
+        self.timings.placed_ms = since(self.placed.unwrap_or(self.admitted));
         if let (Some(first), Some(last)) = (self.first_token, self.last_token) {
-            self.timings.first_token_ms = ms(first - self.admitted);
+            self.timings.prefilled_ms = since(self.prefilled.unwrap_or(first).min(first));
+            self.timings.first_token_ms = since(first);
             self.timings.decode_ms = ms(last - first);
         }
         StreamEvent::Finished { reason, timings: Box::new(self.timings.clone()) }

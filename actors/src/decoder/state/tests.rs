@@ -51,8 +51,10 @@ fn decode(now: Instant, prompt: u32, max_tokens: u32, on: Option<SessionId>) -> 
         salt: SALT,
         ignore_eos: false,
         prompt_logprobs: None,
+        sent: now,
         deadline: now + Duration::from_secs(10),
         route: Route::Auto,
+        trace: None,
     };
     Decode { generate, placement: placement(on, prompt) }
 }

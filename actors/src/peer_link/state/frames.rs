@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use connector::frame::{Frame, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, Incarnation};
+use connector::frame::{Frame, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, Incarnation, TraceContext};
 use engine::Sampling;
 
 use super::{Direction, PeerLinkState};
@@ -32,7 +32,7 @@ impl PeerLinkState {
                 Err(format!("peer sent a {} frame before LaneConnected", frame.name()))
             }
             Direction::Incoming { .. } => self.on_senders_frame(session, peer, frame),
-            Direction::Outgoing { .. } => on_receivers_frame(session, frame),
+            Direction::Outgoing { .. } => on_receivers_frame(session, &mut live.trace, frame),
         };
         effects.unwrap_or_else(|reason| self.on_end(session, reason))
     }
@@ -87,11 +87,17 @@ impl PeerLinkState {
     }
 }
 
-fn on_receivers_frame(session: SessionId, frame: Frame) -> Result<Vec<Effect>, String> {
+/// `trace` is that of the next prefill.
+fn on_receivers_frame(
+    session: SessionId,
+    trace: &mut Option<(u64, TraceContext)>,
+    frame: Frame,
+) -> Result<Vec<Effect>, String> {
     let effect = match frame {
         Frame::Grant { first, pages } => to::transfer(CreditsGranted { session, first, pages }),
         Frame::RingShare { pages } => to::transfer(RingShared { session, pages }),
         Frame::Prefill { request, prompt, resident, sampling, salt, grammar, remaining_ms } => {
+            let trace = trace.take().filter(|(named, _)| *named == request).map(|(_, context)| context);
             let prompt_logprobs = sampling.prompt_logprobs.map(|top| top.min(Sampling::LOGPROBS_MAX));
             let (request, sampling) = (RequestId(request), first_token::from_frame(*sampling).into());
             let salt = salt.map(CacheSalt);
@@ -106,9 +112,14 @@ fn on_receivers_frame(session: SessionId, frame: Frame) -> Result<Vec<Effect>, S
                 grammar,
                 prompt_logprobs,
                 remaining_ms,
+                trace,
             })
         }
         Frame::Grammar { index, kind, text } => to::prefiller(grammar(session, index, kind, text)?),
+        Frame::Trace { request, context } => {
+            *trace = context.is_recorded().then_some((request, context));
+            return Ok(Vec::new());
+        }
         Frame::CancelPrefill { request } => {
             to::prefiller(CancelPrefill { session, request: RequestId(request) })
         }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use connector::frame::{Frame, Incarnation};
+use connector::frame::{Frame, Incarnation, TraceContext};
 use connector::transport::Descriptor;
 
 use super::PROBE_LIMIT;
@@ -47,6 +47,8 @@ pub(super) struct Session {
     pub(super) direction: Direction,
     /// The prefills for the peer, in an outgoing session.
     pub(super) prefills: Prefills,
+    /// The request of the next prefill and its trace, in an outgoing session.
+    pub(super) trace: Option<(u64, TraceContext)>,
     /// The session was ended to make room for another peer.
     pub(super) ended_for_room: bool,
     /// The start of [`Stage::Opening`] or [`Stage::Connecting`], whichever came last.

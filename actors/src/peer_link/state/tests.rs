@@ -8,7 +8,7 @@ use connector::ring::{CreditNumber, PageIndex};
 use connector::transport::{Ticket, TransportError};
 
 use super::*;
-use crate::effect::ToTransport;
+use crate::effect::{ToPrefiller, ToTransport};
 use crate::first_token;
 use crate::log::LaneSpeed;
 use crate::messages::{

@@ -10,7 +10,9 @@ use super::Key;
 use crate::effect::{Effect, to};
 use crate::first_token;
 use crate::grammar::{CompiledGrammar, GrammarHash};
-use crate::messages::{CancelPuts, ReservePages, ReservePriority, SchedulePut, SendFrame, SequenceId};
+use crate::messages::{
+    CancelPuts, PrefillTraced, ReservePages, ReservePriority, SchedulePut, SendFrame, SequenceId,
+};
 use crate::request::CacheSalt;
 
 #[derive(Debug)]
@@ -59,6 +61,8 @@ pub(super) struct Entry {
     /// Leading tokens whose KV the receiver had before.
     pub(super) resident: u32,
     pub(super) deadline: Instant,
+    /// What has happened so far, if the prefill belongs to a trace.
+    pub(super) trace: Option<Box<PrefillTraced>>,
     pub(super) phase: Phase,
 }
 
@@ -87,6 +91,25 @@ impl Entry {
             priority: ReservePriority::New,
         };
         matches!(self.phase, Phase::Reserving).then(|| to::buffer_manager(reserve))
+    }
+
+    /// Notes something in the trace, if there is one.
+    pub(super) fn note(&mut self, note: impl FnOnce(&mut PrefillTraced)) {
+        if let Some(trace) = &mut self.trace {
+            note(trace);
+        }
+    }
+
+    /// Notes in the trace why the prefill does not succeed, in one word. Only the first reason counts.
+    pub(super) fn note_failure(&mut self, reason: &'static str) {
+        self.note(|trace| trace.failure = trace.failure.or(Some(reason)));
+    }
+
+    /// The effect that records the trace of a prefill that has ended.
+    pub(super) fn end_trace(&mut self, now: Instant) -> Option<Effect> {
+        let mut trace = self.trace.take()?;
+        trace.ended = now;
+        Some(to::traces(*trace))
     }
 
     /// Sends the log probabilities of the prompt's next tokens.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use engine::PageId;
 
 use super::*;
-use crate::effect::{ToGenerator, ToPeerLink};
-use crate::messages::{CancelPuts, ReservePages, ReservePriority, SchedulePut};
+use crate::effect::{ToGenerator, ToPeerLink, ToTraces};
+use crate::messages::{CancelPuts, PrefillTraced, ReservePages, ReservePriority, SchedulePut, StopSequence};
 use crate::request::{CacheSalt, FinishReason};
-use connector::frame::PrefillFault;
+use connector::frame::{PrefillFault, TraceContext};
 
 const S: SessionId = SessionId(1);
 const R: RequestId = RequestId(5);
@@ -28,6 +28,7 @@ fn state() -> PrefillerState {
         vocabulary: 100,
         context_tokens: 40,
         compiles_grammars: true,
+        records_traces: true,
     })
 }
 
@@ -47,6 +48,7 @@ fn prefill(tokens: u32) -> StartPrefill {
         grammar: None,
         prompt_logprobs: None,
         remaining_ms: 1000,
+        trace: None,
     }
 }
 
@@ -111,6 +113,7 @@ fn told_failed(effects: &[Effect]) -> Option<(PrefillFault, &str)> {
 
 #[test]
 fn pages_go_out_as_soon_as_they_are_final() {
+    let now = Instant::now();
     let mut state = state();
     assert_eq!(
         state.on_prefill(Instant::now(), prefill(10)),
@@ -124,46 +127,47 @@ fn pages_go_out_as_soon_as_they_are_final() {
             priority: ReservePriority::New
         })]
     );
-    let effects = state.on_reserved(reserved(3));
+    let effects = state.on_reserved(now, reserved(3));
     assert_eq!(started(&effects).map(|start| start.sample), Some(1));
     assert_eq!(effects.len(), 1, "{effects:?}");
     assert_eq!(
-        state.on_advanced(advanced(6, None, None)),
+        state.on_advanced(now, advanced(6, None, None)),
         [put(0, 0..1)],
         "tokens 4 and 5 leave page 1 open"
     );
-    assert_eq!(state.on_advanced(advanced(7, None, None)), []);
+    assert_eq!(state.on_advanced(now, advanced(7, None, None)), []);
     let finished = Some(SequenceEnd::Finished(FinishReason::Length));
     let frame = Frame::PrefillFinished { request: 5, token: 3, logprobs: None, cached: 0, prefill_micros: 9 };
     let pages = (0..3).map(PageId).collect();
     let tokens = (0..10).collect();
     let computed = to::buffer_manager(PagesComputed { sequence: FIRST, tokens, salt: SALT, pages });
-    let effects = state.on_advanced(advanced(10, Some(3), finished));
+    let effects = state.on_advanced(now, advanced(10, Some(3), finished));
     assert_eq!(effects, [put(1, 1..3), to::peer_link(SendFrame { session: S, frame }), computed]);
-    assert_eq!(state.on_sent(&sent(2)), []);
-    assert_eq!(state.on_sent(&sent(1)), [stored(10, 300, 14), no_more_puts()]);
-    assert_eq!(state.on_drained(KEY), [release(FIRST)]);
+    assert_eq!(state.on_sent(now, &sent(2)), []);
+    assert_eq!(state.on_sent(now, &sent(1)), [stored(10, 300, 14), no_more_puts()]);
+    assert_eq!(state.on_drained(now, KEY), [release(FIRST)]);
     assert!(state.is_empty());
 }
 
 #[test]
 fn cached_pages_are_neither_computed_nor_sent() {
+    let now = Instant::now();
     // Of ten tokens: how many the receiver has, how many are cached here, and what is put before and after the first step.
     let check = |there: u32, here: u32, before: Option<Effect>, after: Effect| {
         let mut state = state();
         state.on_prefill(Instant::now(), StartPrefill { resident: there, ..prefill(10) });
-        let effects = state.on_reserved(PagesReserved { resident: here, ..reserved(3) });
+        let effects = state.on_reserved(now, PagesReserved { resident: here, ..reserved(3) });
         assert_eq!(started(&effects).map(|start| start.resident), Some(here), "{effects:?}");
         assert_eq!(effects[1..], *before.as_slice());
         let finished = Some(SequenceEnd::Finished(FinishReason::Length));
-        let effects = state.on_advanced(advanced(10, Some(3), finished));
+        let effects = state.on_advanced(now, advanced(10, Some(3), finished));
         assert_eq!(effects[0], after);
         let frame =
             Frame::PrefillFinished { request: 5, token: 3, logprobs: None, cached: here, prefill_micros: 9 };
         assert_eq!(effects[1], to::peer_link(SendFrame { session: S, frame }));
         let bytes = u64::from(3 - there / 4) * 100;
         let stored = stored(10 - there, bytes, 7);
-        assert_eq!(state.on_sent(&sent(3 - there / 4)), [stored, no_more_puts()]);
+        assert_eq!(state.on_sent(now, &sent(3 - there / 4)), [stored, no_more_puts()]);
     };
     check(0, 8, Some(put(0, 0..2)), put(2, 2..3));
     check(4, 8, Some(put(1, 1..2)), put(2, 2..3));
@@ -195,38 +199,41 @@ fn a_prompt_that_cannot_be_prefilled_is_refused() {
 
 #[test]
 fn a_cancel_waits_for_the_engine_and_the_puts() {
+    let now = Instant::now();
     let mut state = state();
     state.on_prefill(Instant::now(), prefill(10));
-    state.on_reserved(reserved(3));
-    state.on_advanced(advanced(4, None, None));
-    assert_eq!(state.on_cancel(KEY), [stop()]);
-    assert_eq!(state.on_drained(KEY), [], "the engine has not stopped it");
-    assert_eq!(state.on_advanced(advanced(8, None, Some(SequenceEnd::Stopped))), [no_more_puts()]);
-    assert_eq!(state.on_drained(KEY), [release(FIRST)]);
+    state.on_reserved(now, reserved(3));
+    state.on_advanced(now, advanced(4, None, None));
+    assert_eq!(state.on_cancel(now, KEY), [stop()]);
+    assert_eq!(state.on_drained(now, KEY), [], "the engine has not stopped it");
+    assert_eq!(state.on_advanced(now, advanced(8, None, Some(SequenceEnd::Stopped))), [no_more_puts()]);
+    assert_eq!(state.on_drained(now, KEY), [release(FIRST)]);
 }
 
 #[test]
 fn a_request_number_may_be_used_again() {
+    let now = Instant::now();
     let mut state = state();
     state.on_prefill(Instant::now(), prefill(10));
-    assert_eq!(state.on_cancel(KEY), [release(FIRST)]);
+    assert_eq!(state.on_cancel(now, KEY), [release(FIRST)]);
     state.on_prefill(Instant::now(), prefill(10));
-    assert_eq!(state.on_reserved(reserved(3)), [], "those pages were released with the first prefill");
+    assert_eq!(state.on_reserved(now, reserved(3)), [], "those pages were released with the first prefill");
     let second = PagesReserved { sequence: SequenceId::Peer(2), ..reserved(3) };
-    let effects = state.on_reserved(second);
+    let effects = state.on_reserved(now, second);
     assert!(started(&effects).is_some() && effects.len() == 1, "{effects:?}");
 }
 
 #[test]
 fn an_engine_error_is_reported_and_the_puts_drain() {
+    let now = Instant::now();
     let mut state = state();
     state.on_prefill(Instant::now(), prefill(10));
-    state.on_reserved(reserved(3));
-    let effects = state.on_advanced(advanced(0, None, Some(SequenceEnd::Failed("smoke".into()))));
+    state.on_reserved(now, reserved(3));
+    let effects = state.on_advanced(now, advanced(0, None, Some(SequenceEnd::Failed("smoke".into()))));
     assert_eq!(told_failed(&effects), Some((PrefillFault::Failed, "smoke")));
     assert_eq!(effects[1..], [no_more_puts()]);
-    assert_eq!(state.on_peer_lost(S), [], "it is draining");
-    assert_eq!(state.on_drained(KEY), [release(FIRST)]);
+    assert_eq!(state.on_peer_lost(now, S), [], "it is draining");
+    assert_eq!(state.on_drained(now, KEY), [release(FIRST)]);
 }
 
 #[test]
@@ -237,15 +244,15 @@ fn a_lost_receiver_and_a_deadline_end_a_prefill() {
             let mut state = state();
             state.on_prefill(now, prefill(4));
             if phase > 0 {
-                state.on_reserved(reserved(1));
+                state.on_reserved(now, reserved(1));
             }
             if phase > 1 {
                 let finished = Some(SequenceEnd::Finished(FinishReason::Length));
-                state.on_advanced(advanced(4, Some(3), finished));
+                state.on_advanced(now, advanced(4, Some(3), finished));
             }
             assert_eq!(state.on_tick(now), []);
             let effects = if lost {
-                state.on_peer_lost(S)
+                state.on_peer_lost(now, S)
             } else {
                 let mut effects = state.on_tick(now + Duration::from_secs(2));
                 let reason = "the request's deadline passed on the sender";
@@ -268,23 +275,23 @@ fn prompts_whose_session_gets_no_credit_are_given_up() {
     let after = |seconds| began + Duration::from_secs(seconds);
     let start = |request| StartPrefill { request, remaining_ms: 1_000_000, ..prefill(8) };
     state.on_prefill(began, start(R));
-    state.on_reserved(reserved(2));
-    state.on_advanced(advanced(4, None, None));
+    state.on_reserved(began, reserved(2));
+    state.on_advanced(began, advanced(4, None, None));
     // This prompt has no page to send.
     let idle = RequestId(6);
     state.on_prefill(began, start(idle));
     assert_eq!(state.on_tick(after(0)), []);
     assert_eq!(state.on_tick(after(29)), []);
     // A page was sent and the next one is ready. The time counts from the next tick.
-    state.on_sent(&sent(1));
-    state.on_advanced(advanced(8, Some(3), Some(SequenceEnd::Finished(FinishReason::Length))));
+    state.on_sent(began, &sent(1));
+    state.on_advanced(began, advanced(8, Some(3), Some(SequenceEnd::Finished(FinishReason::Length))));
     assert_eq!(state.on_tick(after(31)), []);
     assert_eq!(state.on_tick(after(60)), []);
     let effects = state.on_tick(after(61));
     let reason = "the receiver granted no credit for 30 s";
     assert_eq!(told_failed(&effects), Some((PrefillFault::Failed, reason)));
     assert_eq!(effects[1..], [no_more_puts()]);
-    assert_eq!(state.on_drained(KEY), [release(FIRST)]);
+    assert_eq!(state.on_drained(began, KEY), [release(FIRST)]);
     assert_eq!(state.on_tick(after(1000)).len(), 2, "the idle prompt ends at its deadline");
     assert_eq!((state.len(), state.waiting_since.len()), (0, 0));
 }
@@ -292,9 +299,10 @@ fn prompts_whose_session_gets_no_credit_are_given_up() {
 /// The prompt fits the pages for prompts of peers, but they are in use.
 #[test]
 fn a_prompt_without_room_may_be_sent_again_later() {
+    let now = Instant::now();
     let mut state = state();
     state.on_prefill(Instant::now(), prefill(10));
-    let effects = state.on_denied(&PagesDenied { sequence: FIRST, needed: 3, usable: 2 });
+    let effects = state.on_denied(now, &PagesDenied { sequence: FIRST, needed: 3, usable: 2 });
     let reason = "the prompt needs 3 pages of KV and 2 are usable now";
     assert_eq!(told_failed(&effects), Some((PrefillFault::Busy, reason)));
     assert_eq!(effects[1..], [release(FIRST)]);
@@ -325,9 +333,76 @@ fn a_session_has_at_most_so_many_prefills() {
     let effects = state.on_prefill(now, StartPrefill { request: R, prompt: vec![], ..prefill(4) });
     assert_eq!(told_failed(&effects).map(|told| told.0), Some(PrefillFault::Refused), "a wrong prompt");
     assert!(start(&mut state, SessionId(2), 0), "another session has room");
-    assert_eq!(state.on_cancel((S, RequestId(3))), [release(SequenceId::Peer(4))]);
+    assert_eq!(state.on_cancel(now, (S, RequestId(3))), [release(SequenceId::Peer(4))]);
     assert!(start(&mut state, S, most), "one has ended");
     assert!(!start(&mut state, S, most + 1));
-    state.on_peer_lost(S);
+    state.on_peer_lost(now, S);
     assert_eq!((state.len(), state.serials.len(), state.of_session.len()), (1, 1, 1));
+}
+
+#[test]
+fn a_prefill_of_a_trace_is_recorded_at_its_end() {
+    let (mut state, came) = (state(), Instant::now());
+    let after = |seconds| came + Duration::from_secs(seconds);
+    let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
+    state.on_prefill(came, StartPrefill { trace: Some(context), ..prefill(10) });
+    state.on_reserved(after(1), PagesReserved { resident: 4, ..reserved(3) });
+    state.on_advanced(after(2), advanced(8, None, None));
+    state.on_sent(after(3), &sent(2));
+    let finished = Some(SequenceEnd::Finished(FinishReason::Length));
+    state.on_advanced(after(4), advanced(10, Some(3), finished));
+    state.on_sent(after(5), &sent(1));
+    let traced = PrefillTraced {
+        context,
+        session: S,
+        request: R,
+        prompt_tokens: 10,
+        resident_tokens: 0,
+        cached_tokens: 4,
+        came,
+        begun: Some(after(1)),
+        chunks: vec![(after(2), 8), (after(4), 10)],
+        sampled: Some(after(4)),
+        running_micros: 9,
+        flushed: vec![(after(3), 2), (after(5), 3)],
+        last_flush: Some(after(5)),
+        ended: after(6),
+        failure: None,
+    };
+    assert_eq!(state.on_drained(after(6), KEY), [release(FIRST), to::traces(traced)]);
+}
+
+#[test]
+fn the_record_of_a_prefill_says_why_it_failed() {
+    let reason = |end: fn(&mut PrefillerState, Instant) -> Vec<Effect>| {
+        let (mut state, now) = (state(), Instant::now());
+        let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
+        state.on_prefill(now, StartPrefill { trace: Some(context), ..prefill(10) });
+        let mut effects = end(&mut state, now);
+        effects.extend(state.on_drained(now, KEY));
+        let traced = effects.into_iter().find_map(|effect| match effect {
+            Effect::Traces(ToTraces::PrefillTraced(traced)) => Some(traced.failure),
+            _ => None,
+        });
+        traced.expect("the prefill is recorded").unwrap_or_default()
+    };
+    assert_eq!(reason(|state, now| state.on_cancel(now, KEY)), "cancelled");
+    assert_eq!(reason(|state, now| state.on_peer_lost(now, S)), "receiver_lost");
+    assert_eq!(reason(|state, now| state.on_tick(now + Duration::from_secs(2))), "deadline");
+    let denied = |state: &mut PrefillerState, now| {
+        state.on_denied(now, &PagesDenied { sequence: FIRST, needed: 3, usable: 2 })
+    };
+    assert_eq!(reason(denied), "no_pages");
+    let fails = |state: &mut PrefillerState, now| {
+        state.on_reserved(now, reserved(3));
+        state.on_advanced(now, advanced(0, None, Some(SequenceEnd::Failed("smoke".into()))))
+    };
+    assert_eq!(reason(fails), "engine");
+    let has_its_token = |state: &mut PrefillerState, now| {
+        state.on_reserved(now, reserved(3));
+        let finished = Some(SequenceEnd::Finished(FinishReason::Length));
+        state.on_advanced(now, advanced(10, Some(3), finished));
+        state.on_cancel(now, KEY)
+    };
+    assert_eq!(reason(has_its_token), "", "the receiver needed only the first token");
 }

@@ -19,8 +19,10 @@ fn generate(prompt: usize, max_tokens: u32, route: Route) -> Generate {
         salt: None,
         ignore_eos: false,
         prompt_logprobs: None,
+        sent: Instant::now(),
         deadline: Instant::now(),
         route,
+        trace: None,
     }
 }
 

@@ -24,16 +24,22 @@ use crate::frontend::api_error::{ApiError, DRAINING};
 use crate::frontend::body::{self, Body};
 use crate::frontend::connection::Connection;
 use crate::frontend::deadline_header;
+use crate::frontend::generate::traceparent;
 use crate::frontend::names::request_name;
 use crate::frontend::openai::{self, ApiKind, RoutedPrompt};
 use crate::frontend::prompts::Reader;
+use crate::frontend::server_timing::SERVER_TIMING;
 use crate::frontend::stream::KEEP_ALIVE;
+use crate::traces::{AttemptTrace, RequestTrace, TRACEPARENT};
 
 /// The header that names a request.
 const REQUEST_ID: &str = "x-request-id";
 
+/// The header with what other systems have added to a trace.
+const TRACESTATE: &str = "tracestate";
+
 /// Headers of a node's answer that the client gets.
-const PASSED: &[&str] = &["content-type", "cache-control", "retry-after"];
+const PASSED: &[&str] = &["content-type", "cache-control", "retry-after", SERVER_TIMING];
 
 /// A live request. Dropping it tells the state that the request has ended.
 struct Live {
@@ -45,6 +51,11 @@ struct Live {
     arrived: Instant,
     /// How far a successful answer has come; `None` before its head, and for errors.
     progress: Option<AnswerProgress>,
+    trace: Option<Arc<RequestTrace>>,
+    /// The header `traceparent` for nodes, if the request is not recorded.
+    unrecorded: Option<String>,
+    /// The client's header `tracestate`.
+    trace_state: Option<String>,
 }
 
 /// How far an answer has come.
@@ -56,6 +67,32 @@ enum AnswerProgress {
 }
 
 impl Live {
+    /// A request that was read and goes to nodes.
+    fn new(
+        proxy: &Arc<FleetProxy>,
+        http: &HttpRequest,
+        ticket: TicketId,
+        name: String,
+        (arrived, trace): (Instant, Option<Arc<RequestTrace>>),
+    ) -> Self {
+        if let Some(trace) = &trace {
+            trace.read(&name);
+        }
+        let unrecorded = if trace.is_none() { proxy.traces.unrecorded(traceparent(http)) } else { None };
+        let trace_state = http.headers().get(TRACESTATE).and_then(|state| state.to_str().ok());
+        let trace_state = trace_state.map(str::to_owned);
+        Self {
+            proxy: Arc::clone(proxy),
+            ticket,
+            name,
+            arrived,
+            progress: None,
+            trace,
+            unrecorded,
+            trace_state,
+        }
+    }
+
     /// A part of the answer has come.
     fn came(&mut self, part: &[u8]) {
         let is_data = !part.is_empty() && part != KEEP_ALIVE.as_bytes();
@@ -68,6 +105,9 @@ impl Live {
     /// The answer is complete.
     fn completed(&mut self) {
         self.proxy.state().completed(Instant::now(), self.ticket);
+        if let Some(trace) = &self.trace {
+            trace.finished();
+        }
         if self.progress.replace(AnswerProgress::Complete) == Some(AnswerProgress::Bytes) {
             self.proxy.counts.completed(self.arrived.elapsed());
         }
@@ -86,6 +126,8 @@ struct Answer {
     node: NodeId,
     /// Changes when the connections to the node are cut.
     cut: watch::Receiver<u64>,
+    /// The record of the attempt.
+    trace: Option<AttemptTrace>,
 }
 
 /// Answers a request whose head has just arrived.
@@ -95,10 +137,16 @@ pub(super) async fn forward(
     http: HttpRequest,
     payload: web::Payload,
 ) -> HttpResponse {
-    match answer(kind, &proxy, &http, payload, Instant::now()).await {
-        Ok(response) => response,
-        Err(error) => refused(&proxy, error),
+    let arrived = Instant::now();
+    let trace = proxy.traces.begin(kind.path(), arrived, || traceparent(&http));
+    let result = answer(kind, &proxy, &http, payload, (arrived, trace.clone())).await;
+    if let Some(trace) = trace {
+        match &result {
+            Ok(response) => trace.responded(response.status().as_u16()),
+            Err(error) => trace.responded(error.status.as_u16()),
+        }
     }
+    result.unwrap_or_else(|error| refused(&proxy, error))
 }
 
 async fn answer(
@@ -106,7 +154,7 @@ async fn answer(
     proxy: &Arc<FleetProxy>,
     http: &HttpRequest,
     payload: web::Payload,
-    arrived: Instant,
+    (arrived, trace): (Instant, Option<Arc<RequestTrace>>),
 ) -> Result<HttpResponse, ApiError> {
     let deadline = arrived + proxy.deadline;
     // The share of the budget is free again when the answer has begun.
@@ -138,7 +186,7 @@ async fn answer(
     })?;
     let wanted = http.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let name = request_name(wanted.or(routed.request_id.as_deref()));
-    let live = Live { proxy: Arc::clone(proxy), ticket: ticket.id, name, arrived, progress: None };
+    let live = Live::new(proxy, http, ticket.id, name, (arrived, trace));
     let mut key_refused = false;
     loop {
         let member = proxy.member(ticket.decode_on);
@@ -222,6 +270,14 @@ async fn send(
 ) -> Result<Answer, Failure> {
     let mut cut = member.cut.subscribe();
     let mut headers = client::headers(live.proxy.api_key.as_deref());
+    let (mut trace, parent) = live.trace.as_ref().map(|trace| trace.attempt(&member.address)).unzip();
+    if let Some(parent) = parent.as_ref().or(live.unrecorded.as_ref()) {
+        client::set(&mut headers, TRACEPARENT, parent);
+        // What systems of the client have added to the trace goes on unchanged.
+        if let Some(state) = &live.trace_state {
+            client::set(&mut headers, TRACESTATE, state);
+        }
+    }
     client::set(&mut headers, REQUEST_ID, &live.name);
     let left = deadline.saturating_duration_since(Instant::now());
     client::set(&mut headers, deadline_header::NAME, &allowed(left).as_millis().to_string());
@@ -231,7 +287,12 @@ async fn send(
     let to = ToNode { address: &member.address, path, headers, body: Some(body.clone()) };
     let (failure, reason) = tokio::select! {
         sent = timeout_at(deadline.into(), live.proxy.client.send(&to)) => match sent {
-            Ok(Ok(response)) => return Ok(Answer { response, node: member.id, cut }),
+            Ok(Ok(response)) => {
+                if let Some(trace) = &mut trace {
+                    trace.responded(response.status().as_u16());
+                }
+                return Ok(Answer { response, node: member.id, cut, trace });
+            }
             Ok(Err(SendError::Unreachable(reason))) => (Failure::Unreachable, reason),
             Ok(Err(SendError::Broke(reason))) => (Failure::Broke, reason),
             Err(_) => {
@@ -242,6 +303,9 @@ async fn send(
         },
         _ = cut.changed() => (Failure::Broke, "the node is silent".to_owned()),
     };
+    if let Some(trace) = &mut trace {
+        trace.failed("no_answer");
+    }
     member.warn("a request got no answer", &live.name, &reason);
     Err(failure)
 }
@@ -271,7 +335,7 @@ async fn read(
 }
 
 /// The answer for the client: that of the node. If the node is lost, the client's connection breaks.
-fn pass_on(Answer { response: answer, node, cut }: Answer, mut live: Live) -> HttpResponse {
+fn pass_on(Answer { response: answer, node, cut, trace }: Answer, mut live: Live) -> HttpResponse {
     live.proxy.counts.forwarded.fetch_add(1, Ordering::Relaxed);
     let status = StatusCode::from_u16(answer.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
     live.proxy.counts.responded(AnswerSource::Node, status.as_u16());
@@ -286,9 +350,10 @@ fn pass_on(Answer { response: answer, node, cut }: Answer, mut live: Live) -> Ht
     if let Some(length) = text("content-length").and_then(|length| length.parse().ok()) {
         response.no_chunking(length);
     }
-    let state = Some((answer.into_body(), node, live, cut));
+    // The attempt ends before the request.
+    let state = Some((trace, answer.into_body(), node, live, cut));
     response.streaming(unfold(state, async |state| {
-        let (mut body, node, mut live, mut cut) = state?;
+        let (mut trace, mut body, node, mut live, mut cut) = state?;
         let frame = tokio::select! {
             frame = body.frame() => frame.map(|frame| frame.map_err(|error| client::with_causes(&error))),
             _ = cut.changed() => Some(Err("the node is silent".to_owned())),
@@ -301,10 +366,16 @@ fn pass_on(Answer { response: answer, node, cut }: Answer, mut live: Live) -> Ht
                 if body.is_end_stream() {
                     live.completed();
                 }
-                Some((Ok(part), Some((body, node, live, cut))))
+                Some((Ok(part), Some((trace, body, node, live, cut))))
             }
             Some(Err(error)) => {
                 live.proxy.counts.broken.fetch_add(1, Ordering::Relaxed);
+                if let Some(trace) = &mut trace {
+                    trace.failed("broke_off");
+                }
+                if let Some(request) = &live.trace {
+                    request.failed("broke_off");
+                }
                 live.proxy.state().broke_off(Instant::now(), live.ticket);
                 if let Some(member) = live.proxy.member(node) {
                     member.warn("an answer broke off", &live.name, &error);

@@ -27,6 +27,7 @@ use super::super::{
 use super::http::{HttpClient, WAIT};
 use crate::drain::Drain;
 use crate::grammar::testing::Nothing;
+use crate::traces::Traces;
 
 /// Answers that the server computes at once.
 pub(super) const PERMITS: usize = 2;
@@ -251,7 +252,7 @@ impl Server {
             admission: Admission::new(bounds),
             memory: InputMemory::new(setup.input_bytes, 2),
             state: Arc::new(Mutex::new(HealthState::Ok)),
-            observed: Arc::new(Observed::new("m", cache)),
+            observed: Arc::new(Observed::new("m", cache, 4)),
             grammars: Arc::default(),
         };
         let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
@@ -345,6 +346,7 @@ fn frontend(
         trusts_header: setup.trusts_header,
         deadline: setup.deadline,
         observed,
+        traces: Traces::default(),
         api_key: setup.api_key,
         limits: setup.limits,
         tls: None,

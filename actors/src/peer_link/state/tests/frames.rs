@@ -1,6 +1,6 @@
 //! Tests of frames: the actor that gets each frame, and when frames are written.
 
-use connector::frame::{GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, PrefillFault};
+use connector::frame::{GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, PrefillFault, TraceContext};
 
 use super::*;
 use crate::grammar::{GrammarHash, GrammarSource};
@@ -79,6 +79,7 @@ fn of_receivers(session: SessionId) -> Vec<(Frame, Effect)> {
         grammar: grammar.map(GrammarHash),
         prompt_logprobs: Some(3),
         remaining_ms,
+        trace: None,
     };
     vec![
         (
@@ -282,4 +283,27 @@ fn the_peers_that_we_prefill_for_know_our_load() {
     let measured = SendFrame { session: outgoing.session, frame: probed() };
     assert_eq!(deliver(&mut state, measured), [outgoing.writes(probed()), outgoing.writes(load(5))]);
     assert_eq!(deliver(&mut state, report(7)), [outgoing.writes(load(7))]);
+}
+
+#[test]
+fn a_trace_belongs_to_the_next_prefill() {
+    let mut state = state(true);
+    let begun = up_outgoing(&mut state);
+    let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
+    let trace = |request| Frame::Trace { request, context };
+    let (prefill, start) = of_receivers(begun.session).into_iter().nth(2).expect("it is in the list");
+    let Effect::Prefiller(ToPrefiller::StartPrefill(start)) = start else {
+        panic!("{start:?} is no prefill")
+    };
+    let traced = to::prefiller(StartPrefill { trace: Some(context), ..(*start).clone() });
+    assert_eq!(begun.receives(&mut state, trace(5)), []);
+    assert_eq!(begun.receives(&mut state, prefill.clone()), [traced]);
+    let plain = to::prefiller(*start);
+    assert_eq!(
+        begun.receives(&mut state, prefill.clone()),
+        std::slice::from_ref(&plain),
+        "the trace was used"
+    );
+    assert_eq!(begun.receives(&mut state, trace(6)), []);
+    assert_eq!(begun.receives(&mut state, prefill), [plain], "it is the trace of another request");
 }

@@ -59,16 +59,17 @@ fn refused(effects: &[Effect], request: u64) -> &str {
 
 #[test]
 fn a_prompt_gets_pages_only_after_its_grammar_is_compiled() {
+    let now = Instant::now();
     let mut state = state();
     store(&mut state, 0, "a");
     assert_eq!(ask(&mut state, 1, "a"), [compile("a")]);
     assert_eq!(ask(&mut state, 2, "a"), [], "both prompts wait for one compilation");
     assert_eq!(answered(&mut state, "a", None), [reserve(1), reserve(2)]);
-    let effects = state.on_reserved(PagesReserved { sequence: SequenceId::Peer(2), ..reserved(1) });
+    let effects = state.on_reserved(now, PagesReserved { sequence: SequenceId::Peer(2), ..reserved(1) });
     assert_eq!(started(&effects).and_then(|start| start.grammar.clone()), Some(named("a")));
     assert_eq!(ask(&mut state, 3, "a"), [reserve(3)], "the grammar stays compiled");
     assert_eq!(state.on_prefill(Instant::now(), prefill(4)), [reserve(4)], "a prompt without a grammar");
-    let effects = state.on_reserved(PagesReserved { sequence: SequenceId::Peer(4), ..reserved(1) });
+    let effects = state.on_reserved(now, PagesReserved { sequence: SequenceId::Peer(4), ..reserved(1) });
     assert_eq!(started(&effects).map(|start| start.grammar.is_none()), Some(true));
 }
 
@@ -90,6 +91,7 @@ fn a_grammar_that_cannot_be_compiled_is_refused_and_the_answer_is_kept() {
 
 #[test]
 fn a_replaced_grammar_is_used_only_by_prompts_that_were_there_before() {
+    let now = Instant::now();
     let mut state = state();
     store(&mut state, 0, "a");
     store(&mut state, 1, "b");
@@ -100,7 +102,7 @@ fn a_replaced_grammar_is_used_only_by_prompts_that_were_there_before() {
     assert_eq!(ask(&mut state, 4, "b"), [compile("b")]);
     assert_eq!(answered(&mut state, "a", None), [reserve(1)]);
     assert_eq!(answered(&mut state, "c", None), [reserve(2)]);
-    let effects = state.on_reserved(PagesReserved { sequence: SequenceId::Peer(2), ..reserved(1) });
+    let effects = state.on_reserved(now, PagesReserved { sequence: SequenceId::Peer(2), ..reserved(1) });
     assert_eq!(started(&effects).and_then(|start| start.grammar.clone()), Some(named("c")));
     // Another session does not see the grammars of this one.
     let other = SessionId(2);
@@ -111,6 +113,7 @@ fn a_replaced_grammar_is_used_only_by_prompts_that_were_there_before() {
 
 #[test]
 fn only_so_many_grammars_wait_for_the_grammar_thread() {
+    let now = Instant::now();
     let mut state = state();
     let texts: Vec<String> = (0..=COMPILATIONS_MAX).map(|n| n.to_string()).collect();
     for (index, text) in texts.iter().enumerate() {
@@ -121,7 +124,7 @@ fn only_so_many_grammars_wait_for_the_grammar_thread() {
         assert_eq!(ask(&mut state, request as u64, text), [compile(text)]);
     }
     assert!(refused(&ask(&mut state, 99, last), 99).contains("16 other grammars"));
-    state.on_peer_lost(S);
+    state.on_peer_lost(now, S);
     assert!(state.is_empty());
     assert!(refused(&ask(&mut state, 98, &texts[0]), 98).contains("does not have"), "nothing is kept");
     // The answers for the lost session make room.
@@ -148,10 +151,10 @@ fn a_prompt_that_waits_for_its_grammar_can_end() {
         assert_eq!(answered(&mut state, "a", None), [], "the grammar comes too late");
     };
     let mut state = waiting(1000);
-    assert_eq!(state.on_cancel(KEY), [], "it has no pages to release");
+    assert_eq!(state.on_cancel(now, KEY), [], "it has no pages to release");
     over(state);
     let mut state = waiting(1000);
-    assert_eq!(state.on_peer_lost(S), []);
+    assert_eq!(state.on_peer_lost(now, S), []);
     over(state);
     let mut state = waiting(1000);
     assert_eq!(state.on_tick(now + Duration::from_millis(999)), []);

@@ -24,6 +24,7 @@ fn reported(effects: &[Effect]) -> Vec<(u32, usize)> {
 
 #[test]
 fn log_probabilities_travel_in_bounded_frames_before_the_first_token() {
+    let now = Instant::now();
     let mut state = state();
     let start = StartPrefill { prompt_logprobs: Some(2), ..prefill(10) };
     let effects = state.on_prefill(Instant::now(), start);
@@ -31,11 +32,11 @@ fn log_probabilities_travel_in_bounded_frames_before_the_first_token() {
         matches!(&effects[..], [Effect::BufferManager(ToBufferManager::ReservePages(reserve))] if !reserve.reads_cache),
         "cached tokens have no log probabilities: {effects:?}"
     );
-    let effects = state.on_reserved(reserved(3));
+    let effects = state.on_reserved(now, reserved(3));
     assert_eq!(started(&effects).and_then(|start| start.prompt_logprobs), Some(2));
     let scored = |count| SequenceAdvanced { prompt_logprobs: logprobs(count), ..advanced(0, None, None) };
-    assert_eq!(reported(&state.on_advanced(scored(3))), [(0, 3)]);
-    assert_eq!(reported(&state.on_advanced(scored(2500))), [(3, 1024), (1027, 1024), (2051, 452)]);
-    state.on_cancel(KEY);
-    assert_eq!(reported(&state.on_advanced(scored(3))), [], "the receiver does not want them any more");
+    assert_eq!(reported(&state.on_advanced(now, scored(3))), [(0, 3)]);
+    assert_eq!(reported(&state.on_advanced(now, scored(2500))), [(3, 1024), (1027, 1024), (2051, 452)]);
+    state.on_cancel(now, KEY);
+    assert_eq!(reported(&state.on_advanced(now, scored(3))), [], "the receiver does not want them any more");
 }

@@ -3,9 +3,14 @@
 //!
 //! ```text
 //! cargo run --release -p integration-tests --example frontend_throughput -- [SECONDS] [CONNECTIONS]
+//! cargo run --release -p integration-tests --example frontend_throughput -- --instructions [REQUESTS]
 //! ```
+//! With `--instructions` it counts instructions instead, without traces and with them: see `instructions.rs`.
+//!
 //! The frontend validates, tokenises, admits, opens a stream, passes the request on, takes one token and the end, detokenises and answers. It
 //! logs nothing. The handler parses the body and answers with the same number of bytes. Clients and servers share the cores.
+
+mod instructions;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +30,7 @@ use runtime::frontend::{
     ServedModel, bind,
 };
 use runtime::grammar::ModelCompiler;
+use runtime::traces::Traces;
 
 const BODY: &str = r#"{"model": "m", "prompt": "Once upon a time there was a lighthouse", "max_tokens": 1, "temperature": 0}"#;
 const ROUNDS: usize = 5;
@@ -75,7 +81,7 @@ fn serve(
     started.recv().context("the thread of the server has ended")?
 }
 
-fn frontend(workers: usize) -> Result<SocketAddr> {
+fn frontend(workers: usize, traces: Traces) -> Result<SocketAddr> {
     let path = Surroundings::of_process().default_model();
     let mut model = ServedModel::open(&path, &path, Some("m")).context("run `cargo xtask fetch` first")?;
     model.context_tokens = 2048;
@@ -96,7 +102,8 @@ fn frontend(workers: usize) -> Result<SocketAddr> {
             generate: echo.clone().recipient(),
             abort: echo.recipient(),
             streams,
-            observed: Arc::new(Observed::new("m", cache)),
+            observed: Arc::new(Observed::new("m", cache, 0)),
+            traces,
             model: Arc::new(model),
             grammars,
             route: Route::Auto,
@@ -175,11 +182,17 @@ fn measure(address: SocketAddr, connections: usize, time: Duration) -> Result<f6
 }
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>());
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.first().map(String::as_str) {
+        Some("--instructions") => return instructions::compare(words.get(1)),
+        Some(instructions::SERVE) => return instructions::serve(&words[1..]),
+        _ => {}
+    }
+    let mut arguments = words.iter().map(|text| text.parse::<u64>());
     let seconds = arguments.next().unwrap_or(Ok(4)).context("SECONDS is not a number")?;
     let connections = arguments.next().unwrap_or(Ok(64)).context("CONNECTIONS is not a number")? as usize;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(2);
-    let frontend = frontend(workers)?;
+    let frontend = frontend(workers, Traces::default())?;
     let answer = ask(&mut Connection::open(frontend)?, &request())?;
     let bare = bare(workers, answer)?;
     let time = Duration::from_secs(seconds);
