@@ -175,5 +175,6 @@ fn the_hardening_leaves_gpus_and_shared_memory() -> Result<()> {
         assert!(!names.contains(name), "{name}");
     }
     assert_eq!(values(&unit, "LimitMEMLOCK"), ["infinity"]);
+    assert_eq!(values(&unit, "LimitCORE"), ["0"], "a core file would have prompts and secrets");
     Ok(())
 }

@@ -45,8 +45,8 @@ use figment::value::Value;
 use layers::Layers;
 use values::{
     Show, address, bytes, bytes_or_zero, collector, count, device, duration, duration_or_zero, endpoints,
-    host, load_format, local_prefill, names, one_of, optional, path, peer, peers, pod, port, rate, secret,
-    segment, share, share_or_zero, text, truth,
+    host, load_format, local_prefill, name, names, one_of, optional, path, peer, peers, pod, port, rate,
+    secret, segment, share, share_or_zero, text, truth,
 };
 
 pub use flag::Flag;
@@ -200,7 +200,7 @@ sections! {
         /// A PEM file with the authorities that sign the certificates of nodes. If it is set, the proxy connects to nodes with HTTPS.
         nodes_ca_file: Option<PathBuf> = |value| optional(value, path), |_, _| layers::NOTHING;
         /// The name in the certificates of all nodes. The default is the host in the address of each node.
-        nodes_tls_name: Option<String> = |value| optional(value, host), |_, _| layers::NOTHING;
+        nodes_tls_name: Option<String> = |value| optional(value, name), |_, _| layers::NOTHING;
         /// The name of the fleet. Processes with the same etcd and name are members of one fleet.
         cluster: String = segment, |_, _| "default";
         /// A host name and a port. The process finds members at all addresses of the name, such as that of a headless Service in Kubernetes.

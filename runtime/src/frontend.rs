@@ -72,6 +72,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Recipient;
+use actix_tls::accept::max_concurrent_tls_connect;
 use actix_web::dev::Server;
 use actix_web::http::StatusCode;
 use actix_web::middleware::from_fn;
@@ -367,7 +368,9 @@ fn listen(
         None => server.listen(listener)?,
         Some(tls) => {
             let config = tls.server().map_err(io::Error::other)?;
-            server.tls_handshake_timeout(limits.head).listen_rustls_0_23(listener, config)?
+            // At the default, 256 silent connections keep all others out. The number holds for each worker of the process from now on.
+            max_concurrent_tls_connect(limits.connections);
+            server.listen_rustls_0_23(listener, config)?
         }
     };
     Ok(server.run())

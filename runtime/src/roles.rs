@@ -306,7 +306,8 @@ async fn end_traces(traces: Traces) {
 /// Starts the export of traces, if there is a collector.
 fn start_traces(config: &Config) -> Result<Traces, CollectorError> {
     let Some(endpoint) = &config.traces.otlp_endpoint else { return Ok(Traces::default()) };
-    Traces::start(endpoint, config.traces.sample.into(), config.role.name())
+    let certificates = config.surroundings.hub.certificates.as_deref();
+    Traces::start(endpoint, config.traces.sample.into(), config.role.name(), certificates)
 }
 
 fn routing(config: &Config) -> RoutingConfig {

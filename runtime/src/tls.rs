@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 
-pub(crate) use authorities::of_system;
+pub(crate) use authorities::{for_ureq, of_system};
 pub use files::TlsFileError;
 pub(crate) use files::{Pair, TlsFile, expiry};
 pub use http::HttpTls;

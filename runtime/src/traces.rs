@@ -13,6 +13,7 @@ mod request;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -89,11 +90,17 @@ impl fmt::Debug for Traces {
 
 impl Traces {
     /// Sends spans to the collector at `endpoint`. `role` is an attribute of the process. Of the requests without a parent, this share is recorded.
+    /// `certificates` is a file with the authorities for `https`, instead of the system's.
     ///
     /// # Errors
-    /// The endpoint is no URL of a collector.
-    pub fn start(endpoint: &str, share: f64, role: &'static str) -> Result<Self, CollectorError> {
-        let spans = collector::start(endpoint, role)?;
+    /// The endpoint is no URL of a collector, or the file cannot be read.
+    pub fn start(
+        endpoint: &str,
+        share: f64,
+        role: &'static str,
+        certificates: Option<&Path>,
+    ) -> Result<Self, CollectorError> {
+        let spans = collector::start(endpoint, role, certificates)?;
         let scope = InstrumentationScope::builder("baton").with_version(env!("CARGO_PKG_VERSION")).build();
         // The conversion saturates, so a share of 1 records all.
         let below = (share.clamp(0.0, 1.0) * u64::MAX as f64) as u64;

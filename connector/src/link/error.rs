@@ -67,6 +67,10 @@ impl LinkError {
 
     /// True if dialling again fails until a setting is changed.
     pub fn is_permanent(&self) -> bool {
-        matches!(self, Self::Incompatible(_) | Self::Refused(_) | Self::Tls(_))
+        match self {
+            Self::Incompatible(_) | Self::Refused(_) => true,
+            Self::Tls(error) => error.is_permanent(),
+            _ => false,
+        }
     }
 }

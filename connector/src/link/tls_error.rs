@@ -73,6 +73,11 @@ pub enum LinkTlsError {
 }
 
 impl LinkTlsError {
+    /// True if dialling again fails until a setting is changed. Certificates are renewed, and a fault of the connection may pass.
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, Self::Expired(_) | Self::NotValidYet(_) | Self::Protocol(_))
+    }
+
     /// One word for metrics, logs and JSON.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -24,7 +24,7 @@ const FEW: u64 = 200;
 /// Serves until its standard input ends. `words` are the collector's URL and the share of recorded requests, or nothing.
 pub(super) fn serve(words: &[String]) -> Result<()> {
     let traces = match words {
-        [collector, share] => Traces::start(collector, share.parse()?, "local")?,
+        [collector, share] => Traces::start(collector, share.parse()?, "local", None)?,
         _ => Traces::default(),
     };
     println!("{}", frontend(1, traces.clone())?);

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use common::sse::{SseMessage, SseReader};
 use serde_json::{Map, Value, json};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::dataset::BenchRequest;
 use super::{Backend, DatasetName, LoadOptions};
@@ -144,11 +143,7 @@ fn agent(base: &str, patience: Duration) -> Result<ureq::Agent, String> {
     let config = ureq::Agent::config_builder().timeout_global(Some(patience)).http_status_as_error(false);
     let mut config = config.max_idle_connections(4096).max_idle_connections_per_host(4096);
     if base.starts_with("https:") {
-        let found = tls::of_system(Surroundings::of_process().hub.certificates.as_deref())?;
-        let roots: Vec<Certificate<'static>> =
-            found.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
-        let tls = TlsConfig::builder().root_certs(RootCerts::from(roots.into_iter()));
-        config = config.tls_config(tls.unversioned_rustls_crypto_provider(tls::provider()).build());
+        config = config.tls_config(tls::for_ureq(Surroundings::of_process().hub.certificates.as_deref())?);
     }
     Ok(config.build().into())
 }

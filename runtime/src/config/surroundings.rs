@@ -109,7 +109,8 @@ pub(super) fn archive_of(program: &Path) -> Option<PathBuf> {
     Some(bin.parent()?.to_owned())
 }
 
-/// The folders of Python packages in an environment such as a virtual one or `/usr/local`, and `environment` itself for `pip install --target`.
+/// The folders of Python packages with Baton in an environment such as a virtual one or `/usr/local`, and `environment` itself for
+/// `pip install --target`. Only a folder with Baton's wheel is one that Baton may load libraries from: others may write to a folder beside any `bin`.
 fn packages_of(environment: &Path) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for library in ["lib", "lib64"] {
@@ -119,11 +120,19 @@ fn packages_of(environment: &Path) -> Vec<PathBuf> {
             path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python3"))
         };
         let packages = |path: PathBuf| ["site-packages", "dist-packages"].map(|name| path.join(name));
-        folders.extend(versions.filter(is_python).flat_map(packages).filter(|path| path.is_dir()));
+        folders.extend(versions.filter(is_python).flat_map(packages));
     }
     folders.sort();
     folders.push(environment.to_owned());
+    folders.retain(|folder| has_wheel(folder));
     folders
+}
+
+/// Whether Baton's wheel is installed in a folder of Python packages.
+fn has_wheel(folder: &Path) -> bool {
+    let Ok(entries) = folder.read_dir() else { return false };
+    let is_ours = |name: &str| name.starts_with("baton_serve-") && name.ends_with(".dist-info");
+    entries.filter_map(Result::ok).any(|entry| is_ours(&entry.file_name().to_string_lossy()))
 }
 
 /// Shows the names of variables and not their values, which may be secrets.
@@ -161,10 +170,13 @@ mod tests {
         {
             fs::create_dir_all(environment.join(folder)).unwrap();
         }
+        assert_eq!(packages_of(&environment), [] as [PathBuf; 0], "Baton's wheel is in none of them");
+        for folder in [folders[1], folders[2], ""] {
+            fs::create_dir(environment.join(folder).join("baton_serve-0.1.0.dist-info")).unwrap();
+        }
         let found = packages_of(&environment);
         fs::remove_dir_all(&environment).unwrap();
-        let expect = [folders[1], folders[0], folders[2], ""].map(|folder| environment.join(folder));
+        let expect = [folders[1], folders[2], ""].map(|folder| environment.join(folder));
         assert_eq!(found, expect);
-        assert_eq!(packages_of(&environment), [environment], "a folder without packages");
     }
 }

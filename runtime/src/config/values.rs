@@ -281,11 +281,21 @@ pub(super) fn peer(value: &Value) -> Result<String, String> {
         .ok_or_else(|| format!("must be host:port, not {}", named(value)))
 }
 
+/// Parses a name that a certificate can have.
+pub(super) fn name(value: &Value) -> Result<String, String> {
+    let parsed = words(value).filter(|text| ServerName::try_from(text.as_str()).is_ok());
+    parsed.ok_or_else(|| format!("must be a host name or an address, not {}", named(value)))
+}
+
 /// Parses a list of names that certificates can have, or one string with commas between them.
 pub(super) fn names(value: &Value) -> Result<Vec<String>, String> {
     let entries = list(value).ok_or_else(|| format!("must be a list of host names, not {}", named(value)))?;
     match entries.iter().find(|entry| ServerName::try_from(entry.as_str()).is_err()) {
         Some(entry) => Err(format!("must be a list of host names and addresses, but {entry:?} is neither")),
+        // Such a text comes from a variable that is not set. An empty list would allow all names.
+        None if entries.is_empty() && matches!(value, Value::String(..)) => {
+            Err("must have at least one name; leave it out to allow all names".to_owned())
+        }
         None => Ok(entries),
     }
 }

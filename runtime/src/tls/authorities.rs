@@ -4,6 +4,7 @@ use std::path::Path;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 /// The authorities. A system may have none.
 ///
@@ -14,6 +15,15 @@ pub(crate) fn of_system(file: Option<&Path>) -> Result<Vec<CertificateDer<'stati
         Some(file) => from_file(file),
         None => Ok(rustls_native_certs::load_native_certs().certs),
     }
+}
+
+/// How clients of `ureq` check servers: with the authorities of the system, or with those of `file` (`SSL_CERT_FILE`).
+pub(crate) fn for_ureq(file: Option<&Path>) -> Result<TlsConfig, String> {
+    let found = of_system(file)?;
+    let roots: Vec<Certificate<'static>> =
+        found.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
+    let tls = TlsConfig::builder().root_certs(RootCerts::from(roots.into_iter()));
+    Ok(tls.unversioned_rustls_crypto_provider(super::provider()).build())
 }
 
 fn from_file(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

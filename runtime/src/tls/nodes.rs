@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use connector::link::tls::presented_names;
+use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig, Error, InvalidMessage, RootCertStore};
 use tokio::net::TcpStream;
@@ -68,6 +69,8 @@ fn config(roots: Arc<RootCertStore>) -> Result<Arc<ClientConfig>, Error> {
         ClientConfig::builder_with_provider(super::provider()).with_safe_default_protocol_versions()?;
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // A session that is resumed checks no certificate.
+    config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
 

@@ -1,6 +1,7 @@
 //! The connection to the collector.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,8 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanProcessor as _};
+
+use crate::tls;
 
 /// Where collectors take traces if a URL has no path.
 const PATH: &str = "/v1/traces";
@@ -31,12 +34,16 @@ pub struct CollectorError {
 
 /// Starts the thread that sends spans. Further settings are OpenTelemetry's variables, such as `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_BSP_SCHEDULE_DELAY`,
 /// `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`.
-pub(super) fn start(endpoint: &str, role: &'static str) -> Result<BatchSpanProcessor, CollectorError> {
+pub(super) fn start(
+    endpoint: &str,
+    role: &'static str,
+    certificates: Option<&Path>,
+) -> Result<BatchSpanProcessor, CollectorError> {
     let failed = |reason: String| CollectorError { endpoint: endpoint.to_owned(), reason };
     let url = traces_url(endpoint).map_err(failed)?;
     let exporter = SpanExporter::builder()
         .with_http()
-        .with_http_client(Client::new())
+        .with_http_client(Client::new(&url, certificates).map_err(failed)?)
         .with_endpoint(url)
         .build()
         .map_err(|error| failed(error.to_string()))?;
@@ -91,9 +98,13 @@ struct Client {
 }
 
 impl Client {
-    fn new() -> Self {
-        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
-        Self { agent: config.build().new_agent(), warned: Mutex::default() }
+    fn new(url: &str, certificates: Option<&Path>) -> Result<Self, String> {
+        let mut config =
+            ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
+        if url.starts_with("https:") {
+            config = config.tls_config(tls::for_ureq(certificates)?);
+        }
+        Ok(Self { agent: config.build().new_agent(), warned: Mutex::default() })
     }
 
     /// Sends a request. If the collector does not take it, the log says so now and then.
@@ -166,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_wrong_endpoint_is_one_sentence() {
-        let error = start("localhost:4318", "local").expect_err("it is no URL").to_string();
+        let error = start("localhost:4318", "local", None).expect_err("it is no URL").to_string();
         let expect = "traces.otlp_endpoint localhost:4318: it does not begin with http:// or https://; \
                       give the URL of an OTLP collector, such as http://localhost:4318";
         assert_eq!(error, expect);

@@ -137,7 +137,7 @@ async fn refused(
         let error = ended.err().unwrap_or_else(|| panic!("the {side} accepts, but should say {expect:?}"));
         let text = error.to_string();
         assert!(text.contains(expect), "the {side} says {text:?} in place of {expect:?}");
-        assert!(matches!(error, LinkError::Tls(_)) && error.is_permanent(), "{side}: {text}");
+        assert!(matches!(error, LinkError::Tls(_)), "{side}: {text}");
         assert!(
             !text.contains('\n') && (text.contains("_file") || text.contains("_names")),
             "{side}: {text}"
@@ -302,5 +302,17 @@ fn the_first_byte_tells_frames_from_tls() {
 fn the_host_of_an_address_has_no_brackets() {
     for (address, expect) in [("a:1", "a"), ("127.0.0.1:1", "127.0.0.1"), ("[::1]:1", "::1"), ("a", "a")] {
         assert_eq!(host(address), expect);
+    }
+}
+
+#[test]
+fn a_fault_that_may_pass_does_not_end_the_dialling() {
+    for (fault, permanent) in [
+        (LinkTlsError::PeerIsPlain, true),
+        (LinkTlsError::UnknownAuthority, true),
+        (LinkTlsError::Expired("1 day".into()), false),
+        (LinkTlsError::NotValidYet("1 day".into()), false),
+    ] {
+        assert_eq!(LinkError::from(fault.clone()).is_permanent(), permanent, "{fault:?}");
     }
 }

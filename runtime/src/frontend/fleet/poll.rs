@@ -20,7 +20,7 @@ use crate::tls::NodesTls;
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// Maximum length of an error in the log. A node decides what is in it.
-const LOGGED_CHARACTERS: usize = 200;
+const LOGGED_CHARACTERS: usize = 600;
 
 /// Maximum size of a report: a node with a thousand peers has 30 KiB.
 const REPORT_BYTES_MAX: usize = 256 << 10;
