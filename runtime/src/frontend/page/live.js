@@ -79,7 +79,10 @@ function take(snapshot) {
 /** Shows snapshots until the stream ends. Returns what went wrong, and how many snapshots came. */
 async function follow() {
   const abort = new AbortController();
-  let timer = setTimeout(() => abort.abort(), SILENCE_MS);
+  let heard = performance.now();
+  const watch = setInterval(() => {
+    if (performance.now() - heard > SILENCE_MS) abort.abort();
+  }, 1000);
   let taken = 0;
   try {
     const response = await fetch("/debug/live", { headers: keyHeader(), signal: abort.signal, cache: "no-store" });
@@ -88,8 +91,7 @@ async function follow() {
       return { taken, status: response.status, sentence: response.status === 401 ? "The server needs an API key." : await sentenceOf(response) };
     }
     for await (const line of linesOf(response)) {
-      clearTimeout(timer);
-      timer = setTimeout(() => abort.abort(), SILENCE_MS);
+      heard = performance.now();
       take(JSON.parse(line));
       taken += 1;
     }
@@ -98,7 +100,7 @@ async function follow() {
     const sentences = { AbortError: "The server is silent.", SyntaxError: "The server sent no snapshot." };
     return { taken, status: 0, sentence: sentences[error.name] ?? "The server cannot be reached." };
   } finally {
-    clearTimeout(timer);
+    clearInterval(watch);
     abort.abort();
   }
 }
@@ -109,8 +111,8 @@ function showTrouble({ status, sentence }, pause) {
   show("trouble-text", `${sentence}${last}${next}`);
   setVisible(byId("trouble"), status !== 401);
   document.body.classList.add("old");
-  setState("lost", status === 401 ? sentence : "");
-  document.title = "Baton: no connection";
+  setState(status === 401 ? "key needed" : "lost", "");
+  document.title = `Baton: ${status === 401 ? "key needed" : "no connection"}`;
 }
 
 async function run() {
