@@ -24,13 +24,6 @@ function chatRequest(maxTokens) {
   return ["/v1/completions", { ...common, prompt: chat.messages[chat.messages.length - 1].content }];
 }
 
-/** The data of the server-sent events of an answer. */
-async function* eventsOf(response) {
-  for await (const line of linesOf(response)) {
-    if (line.startsWith("data: ") && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
-  }
-}
-
 /** The times of an answer in one sentence. `first` and `last` are the times of its first and last tokens here. */
 function timesOf(timings, begun, first) {
   const seen = `First text after ${milliseconds(first - begun)} here`;
@@ -52,7 +45,7 @@ async function readAnswer(response, shown, begun) {
     node.append(piece);
     node.normalize();
   };
-  for await (const event of eventsOf(response)) {
+  const take = (event) => {
     if (event.error) throw new Error(event.error.message);
     timings = event.timings ?? timings;
     const choice = event.choices?.[0];
@@ -67,7 +60,10 @@ async function readAnswer(response, shown, begun) {
       add(shown.said, said);
     }
     reason = choice?.finish_reason ?? reason;
-  }
+  };
+  await eachLine(response, (line) => {
+    if (line.startsWith("data: ") && line !== "data: [DONE]") take(JSON.parse(line.slice(6)));
+  });
   setText(shown.times, timesOf(timings, begun, first));
   show("chat-status", reason === "length" ? "The answer has reached its maximum number of tokens." : "The answer is complete.");
   return text;

@@ -32,18 +32,19 @@ function askForKey() {
   }
 }
 
-/** The lines of a response, as they come. */
-async function* linesOf(response) {
+/** Calls `act` with each line of a response as it comes. While it waits, it holds no text but that of an incomplete line. */
+async function eachLine(response, act) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (;;) {
+  const readSome = async () => {
     const { value, done } = await reader.read();
-    if (done) return;
-    const lines = (rest + value).split("\n");
+    const lines = done ? [""] : (rest + value).split("\n");
     rest = lines.pop();
     if (rest.length > LINE_MAX) throw new Error("The server sent a line that is too long.");
-    yield* lines;
-  }
+    lines.forEach(act);
+    return done;
+  };
+  while (!(await readSome()));
 }
 
 /** The sentence in the body of an error. */
@@ -90,11 +91,11 @@ async function follow() {
       if (response.status === 401) askForKey();
       return { taken, status: response.status, sentence: response.status === 401 ? "The server needs an API key." : await sentenceOf(response) };
     }
-    for await (const line of linesOf(response)) {
+    await eachLine(response, (line) => {
       heard = performance.now();
       take(JSON.parse(line));
       taken += 1;
-    }
+    });
     return { taken, status: 200, sentence: "The server ended the stream." };
   } catch (error) {
     const sentences = { AbortError: "The server is silent.", SyntaxError: "The server sent no snapshot." };
