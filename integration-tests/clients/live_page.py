@@ -7,6 +7,7 @@ with the script of npm's axe-core; --screens writes pictures. Needs PyPI's playw
 """
 
 import argparse
+import atexit
 import http.server
 import json
 import os
@@ -33,7 +34,8 @@ class Process:
         arguments = [part for key in keys for part in ("--set", key)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("BATON_", "UCX_"))}
         self.child = subprocess.Popen([program, "--role", role, *flags, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
-        self.ports, self.log, self.role = {}, [], role
+        atexit.register(self.child.kill)
+        self.ports, self.log = {}, []
         for line in self.child.stderr:
             self.log.append(line)
             event = json.loads(line) if line.startswith("{") else {}

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::Frontend;
 use super::handlers::no_such_path;
 
+/// Its icon is an empty image, so that browsers do not ask for `/favicon.ico`.
 const FRAME: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 
@@ -45,7 +46,7 @@ impl PageText {
         let script = SCRIPTS.concat();
         let html = FRAME.replacen(STYLE_MARK, STYLE, 1).replacen(SCRIPT_MARK, &script, 1);
         let policy = format!(
-            "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; \
+            "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; \
              form-action 'none'",
             hash(&script),
             hash(STYLE)

@@ -57,7 +57,7 @@ fn the_page_may_run_its_own_script_only() {
     let script = between(&html, "<script type=\"module\">", "</script>");
     let style = between(&html, "<style>", "</style>");
     let expect = format!(
-        "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
         hash(script),
         hash(style)
     );
