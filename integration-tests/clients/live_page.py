@@ -69,7 +69,7 @@ class Load:
 
     def __init__(self, url, clients=2):
         self.over = threading.Event()
-        self.threads = [threading.Thread(target=self.run, args=(url, n)) for n in range(clients)]
+        self.threads = [threading.Thread(target=self.run, args=(url, n), daemon=True) for n in range(clients)]
         for thread in self.threads:
             thread.start()
 
@@ -77,8 +77,8 @@ class Load:
         turn = 0
         while not self.over.is_set():
             turn += 1
-            words = " ".join(f"{client}.{turn}.{n}" for n in range(40 + 60 * (turn % 3)))
-            body = {"messages": [{"role": "user", "content": f"Which of these is the greatest? {words}"}], "max_tokens": 24}
+            words = " ".join(f"{client}.{turn}.{n}" for n in range(10 + 20 * (turn % 3)))
+            body = {"messages": [{"role": "user", "content": f"Which of these is the greatest? {words}"}], "max_tokens": 8}
             try:
                 ask(url, "/v1/chat/completions", body)
             except OSError:
@@ -207,7 +207,7 @@ def shows(page, selector, pattern):
 def under_load(page):
     shows(page, "#tokens-rate", "[1-9]")
     shows(page, "#ttft-median", "ms|s")
-    page.wait_for_function("document.querySelectorAll('#waterfall tr:not([hidden])').length === 20")
+    page.wait_for_function("() => document.querySelectorAll('#waterfall tr:not([hidden])').length >= 8")
 
 
 def pair(program, look):
@@ -220,7 +220,7 @@ def pair(program, look):
     look.picture(page, "empty-1440-light")
     look.accessible(url, 1440, "light", lambda page: shows(page, "#state", "ok"))
     sender = Process(program, "sender", f"link.peers={receiver.ports['link.port']}")
-    shows(page, "#peers", "✓ ready, 1 session[\\s\\S]*no work yet")
+    shows(page, "#peers", "✓ ready, 1 session[\\s\\S]*prefills for this process[\\s\\S]*nothing")
     load = Load(url)
     under_load(page)
     shows(page, "#peers", "prefills for this process[\\s\\S]*received [1-9]")
@@ -361,7 +361,7 @@ def replays(program, look):
     assert (path, body["prompt"], body["stream"]) == ("/v1/completions", "continue", True), (path, body)
     server.state["down"] = True
     shows(page, "#state", "no connection")
-    shows(page, "#trouble-text", "ended the stream.*figures are those of")
+    shows(page, "#trouble-text", "(ended the stream|broke off|cannot be reached).*figures are those of")
     server.state["down"] = False
     server.state["until"] = 10**9
     page.click("#again")

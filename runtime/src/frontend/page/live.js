@@ -99,7 +99,7 @@ async function follow() {
     return { taken, status: 200, sentence: "The server ended the stream." };
   } catch (error) {
     const sentences = { AbortError: "The server is silent.", SyntaxError: "The server sent no snapshot." };
-    return { taken, status: 0, sentence: sentences[error.name] ?? "The server cannot be reached." };
+    return { taken, status: 0, sentence: sentences[error.name] ?? (taken > 0 ? "The connection broke off." : "The server cannot be reached.") };
   } finally {
     clearInterval(watch);
     abort.abort();
