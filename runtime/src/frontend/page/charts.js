@@ -1,6 +1,6 @@
 // The two charts. A chart has a fixed number of elements; an update changes their attributes.
 
-const [CHART_HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [180, 52, 10, 10, 24];
+const [CHART_HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [180, 68, 10, 10, 24];
 
 /** The smallest of 1, 2 and 5 times a power of ten that is at least `value`. */
 function roundedUp(value) {
