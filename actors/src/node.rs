@@ -161,6 +161,8 @@ pub struct Node {
     pub faults: KillSwitch,
     /// Pages that one request may use.
     pub request_pages: u32,
+    /// Pages that may be under outstanding credits; 0 if no peer writes here.
+    pub ring_pages: u32,
     /// What does not change while the node runs.
     pub facts: NodeFacts,
     /// The node's counters.
@@ -351,6 +353,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
         health: parts.health,
         faults: parts.faults,
         request_pages: parts.shares.request,
+        ring_pages: parts.shares.ring,
         facts,
         counters: parts.counters,
         peer_metrics: parts.peers,

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::metrics::{Histogram, Metric, MetricsText};
 use connector::frame::peer_text;
+use serde::Serialize;
 
 use crate::log::{LaneSpeed, LogLine};
 use crate::messages::{PagesSent, SessionId};
@@ -23,6 +24,9 @@ const OTHER: &str = "other";
 
 /// Label of prompts that this process has prefilled itself.
 const OWN: &str = "own";
+
+/// Direction of a session over which the peer sends pages to this process.
+const FROM: &str = "from";
 
 /// Buckets for the times of a hand-over.
 const HAND_OVER_SECONDS: &[f64] =
@@ -70,6 +74,29 @@ const SPEED: Metric = Metric::gauge(
 .by(&["peer", "direction", "lane"]);
 const BROKEN: Metric =
     Metric::counter("baton_sessions_broken_total", "Sessions that ended without a goodbye of either side.");
+
+/// What is known of a peer at one moment. The numbers are those since the start of this process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct PeerReport {
+    /// The label of the peer in metrics.
+    pub name: String,
+    /// Sessions over which the peer can send pages to this process.
+    pub sends: u64,
+    /// Sessions over which this process can send pages to the peer.
+    pub receives: u64,
+    /// The lane of the newest session; empty without a session.
+    pub lane: String,
+    /// The speed that this session measured when it began.
+    pub bytes_per_second: f64,
+    /// Finished requests whose prompt the peer has prefilled.
+    pub prompts: u64,
+    /// Pages that the peer has handed over for them.
+    pub pages: u64,
+    /// Bytes of these pages.
+    pub bytes: u64,
+    /// Pages that this process has put to the peer.
+    pub sent_pages: u64,
+}
 
 /// The metrics of all peers of a process. Cheap to clone; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -172,7 +199,7 @@ impl PeerTable {
         let Some(known) = self.sessions.get(&session) else { return };
         let ready = ReadySession {
             peer: self.peer(known.label(is_accepted)),
-            direction: if is_accepted { "from" } else { "to" },
+            direction: if is_accepted { FROM } else { "to" },
             lane: peer_text(&lane.name),
             bytes_per_second: lane.bytes as f64 * 1e6 / lane.micros.max(1) as f64,
         };
@@ -249,6 +276,32 @@ impl PeerMetrics {
             peer.whole.add(timings.transfer_ms / 1e3);
             peer.exposed.add(timings.exposed_ms / 1e3);
         }
+    }
+
+    /// The known peers. A peer that is gone stays known until another one needs its place.
+    pub fn report(&self) -> Vec<PeerReport> {
+        let table = self.table();
+        let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let counted = |peer: &Arc<PeerCells>| PeerReport {
+            name: peer.label.clone(),
+            prompts: load(&peer.prompts),
+            pages: load(&peer.pages),
+            bytes: load(&peer.bytes),
+            sent_pages: load(&peer.sent_pages),
+            ..PeerReport::default()
+        };
+        let mut reports: Vec<_> = table.peers.iter().chain([&table.other]).map(counted).collect();
+        for ready in table.sessions.values().filter_map(|session| session.ready.as_ref()) {
+            let Some(report) = reports.iter_mut().find(|report| report.name == ready.peer.label) else {
+                continue;
+            };
+            *(if ready.direction == FROM { &mut report.sends } else { &mut report.receives }) += 1;
+            report.lane.clone_from(&ready.lane);
+            report.bytes_per_second = ready.bytes_per_second;
+        }
+        let other = PeerReport { name: OTHER.to_owned(), ..PeerReport::default() };
+        reports.retain(|report| *report != other);
+        reports
     }
 
     /// Writes the metrics.
@@ -354,6 +407,18 @@ mod tests {
                 &format!("baton_peer_lane_bytes_per_second{lane} 200000000"),
             ],
         );
+        let expect = PeerReport {
+            name: "10.0.0.1:8100".to_owned(),
+            sends: 1,
+            receives: 0,
+            lane: "tcp/lo".to_owned(),
+            bytes_per_second: 2e8,
+            prompts: 1,
+            pages: 3,
+            bytes: 300,
+            sent_pages: 0,
+        };
+        assert_eq!(metrics.report(), std::slice::from_ref(&expect));
         let incarnation = Incarnation::current().unwrap();
         for (session, orderly) in [(session, false), (SessionId(2), true)] {
             let (address, reason) = (String::new(), String::new());
@@ -361,6 +426,8 @@ mod tests {
         }
         has(&metrics, &["baton_sessions_broken_total 1", "baton_handover_pages_total{peer=\"other\"} 0"]);
         assert!(metrics.of_session(session).is_none(), "it is over");
+        let gone = PeerReport { sends: 0, lane: String::new(), bytes_per_second: 0.0, ..expect };
+        assert_eq!(metrics.report(), [gone]);
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub struct Streams {
     live: Arc<DashMap<RequestId, Live>>,
     peers: PeerMetrics,
     inter_token: Arc<Histogram>,
+    tokens: Arc<AtomicU64>,
     epoch: Instant,
 }
 
@@ -67,12 +68,17 @@ impl Streams {
     /// No streams yet. `peers` counts the KV that was handed over for them.
     pub fn new(peers: PeerMetrics) -> Self {
         let inter_token = Arc::new(Histogram::seconds(INTER_TOKEN_SECONDS));
-        Self { live: Arc::default(), peers, inter_token, epoch: Instant::now() }
+        Self { live: Arc::default(), peers, inter_token, tokens: Arc::default(), epoch: Instant::now() }
     }
 
     /// Writes the times between tokens. `model` is the label.
     pub fn write_metrics(&self, model: &str, page: &mut MetricsText) {
         page.family(&INTER_TOKEN).histogram(&[model], &self.inter_token);
+    }
+
+    /// Number of tokens of answers since the start, also of answers that still run.
+    pub fn tokens(&self) -> u64 {
+        self.tokens.load(Ordering::Relaxed)
     }
 
     /// A sender has prefilled the prompt of a request.
@@ -102,6 +108,7 @@ impl Streams {
     pub fn token(&self, request: RequestId, token: Token) -> bool {
         // The map's guard is held for this statement only, and the statement does not block.
         self.live.get(&request).is_some_and(|live| {
+            self.tokens.fetch_add(1, Ordering::Relaxed);
             self.time_token(&live.last_token);
             live.sink.try_send(StreamEvent::Token(token)).is_ok()
         })
@@ -247,6 +254,7 @@ mod tests {
         for request in [1, 1, 1, 2] {
             assert!(streams.token(RequestId(request), 7.into()));
         }
+        assert_eq!(streams.tokens(), 4);
         let mut page = MetricsText::default();
         streams.write_metrics("m", &mut page);
         let text = page.into_string();

@@ -36,6 +36,7 @@ mod generate;
 mod handlers;
 mod lark;
 mod limits;
+mod live;
 mod logprobs;
 mod memory;
 mod messages;
@@ -46,6 +47,7 @@ mod observed;
 mod openai;
 mod openapi;
 mod operator;
+mod page;
 mod prefiller_header;
 mod prompt_logprobs;
 mod prompts;
@@ -98,6 +100,7 @@ pub use field_table::parameters_page;
 pub use fleet::{FleetOverview, FleetProxy, FleetSettings, poll, set_nodes};
 pub(crate) use fleet::{node_report as ask_node_report, with_causes, write_none as write_proxy_metrics};
 pub use limits::Limits;
+pub use live::LivePage;
 pub use memory::InputMemory;
 #[cfg(test)]
 pub(crate) use model_text::testing;
@@ -154,6 +157,8 @@ pub struct Frontend {
     pub node: Option<Arc<dyn Fn() -> NodeReport + Send + Sync>>,
     /// The drain; `None` if this port does not serve `/admin/drain`.
     pub drain_control: Option<DrainControl>,
+    /// The live page and its data; `None` if this port does not serve them.
+    pub page: Option<LivePage>,
     /// Called for each `/metrics`.
     pub metrics: WriteMetrics,
     /// Maximum time for streams to end after the server is told to stop.
@@ -212,6 +217,16 @@ impl Health {
         }
     }
 
+    /// The state in one word, and its reason.
+    fn word(&self) -> (&'static str, Option<&str>) {
+        match &self.state {
+            HealthState::Ok => ("ok", None),
+            HealthState::Degraded { reason } => ("degraded", Some(reason)),
+            HealthState::Draining { reason } => ("draining", Some(reason)),
+            HealthState::Down { reason } => ("down", Some(reason)),
+        }
+    }
+
     fn body(&self) -> String {
         #[derive(Serialize)]
         struct HealthBody<'a> {
@@ -223,12 +238,7 @@ impl Health {
             peers: usize,
             live_requests: usize,
         }
-        let (status, reason) = match &self.state {
-            HealthState::Ok => ("ok", None),
-            HealthState::Degraded { reason } => ("degraded", Some(&**reason)),
-            HealthState::Draining { reason } => ("draining", Some(&**reason)),
-            HealthState::Down { reason } => ("down", Some(&**reason)),
-        };
+        let (status, reason) = self.word();
         response::json(&HealthBody {
             status,
             reason,
@@ -325,6 +335,8 @@ impl Frontend {
                         .default_service(web::to(handlers::only("GET, POST"))),
                 )
                 .service(get("/debug/requests", web::get().to(recent::list)))
+                .service(get("/debug/live", web::get().to(live::stream)))
+                .service(get("/", web::get().to(page::show)))
                 .service(get("/node", web::get().to(handlers::node)))
                 .service(get("/version", web::get().to(handlers::version)))
                 .service(get("/load", web::get().to(handlers::load)))

@@ -2,8 +2,8 @@
 //!
 //! - [`HttpTls`]: the certificate of `http.port` and `frontend.port`;
 //! - [`NodesTls`]: the connections of a proxy to nodes;
-//! - [`open_link`]: the certificates of the link;
-//! - [`watch`]: reads the files of all of them again when they change.
+//! - `open_link`: the certificates of the link;
+//! - `watch`: reads the files of all of them again when they change.
 //!
 //! The provider of the cryptography is ring. It is named wherever a configuration is made, so no default of the process matters.
 

@@ -104,6 +104,7 @@ fn frontend(workers: usize, traces: Traces) -> Result<SocketAddr> {
             streams,
             observed: Arc::new(Observed::new("m", cache, 0)),
             traces,
+            page: None,
             model: Arc::new(model),
             grammars,
             route: Route::Auto,

@@ -26,6 +26,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("frontend.local", "never", "never", "often", "must be auto, never or always, not \"often\""),
     ("frontend.local_if_sooner_by", "0", "0s", "soon", "must be a duration"),
     ("frontend.trust_header", "true", "true", "maybe", "must be true or false"),
+    ("frontend.page", "false", "false", "maybe", "must be true or false"),
     (
         "frontend.tool_call_parser",
         "mistral",

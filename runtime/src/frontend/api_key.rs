@@ -10,9 +10,9 @@ use actix_web::web::Data;
 /// The API key of a port; `None` accepts all clients.
 pub(super) struct ApiKey(pub(super) Option<String>);
 
-/// Paths that need no key, for probes and monitoring.
+/// Paths that need no key, for probes and monitoring. The live page has no data of its own.
 const OPEN: &[&str] =
-    &["/health", "/ping", "/live", "/node", "/version", "/load", "/metrics", "/openapi.json"];
+    &["/", "/health", "/ping", "/live", "/node", "/version", "/load", "/metrics", "/openapi.json"];
 
 /// Middleware that answers 401, with vLLM's body, to a request without the API key.
 pub(super) async fn check<B: MessageBody + 'static>(

@@ -45,6 +45,7 @@ pub struct Observed {
     sampled_tokens: AtomicU64,
     stopped: AtomicU64,
     at_length: AtomicU64,
+    failed: AtomicU64,
     /// Requests that never ran, by [`TURNED_AWAY`].
     turned_away: [AtomicU64; TURNED_AWAY.len()],
     handed_over: Mutex<HandedOver>,
@@ -73,6 +74,18 @@ pub struct CacheInfo {
     pub prefix_cache: bool,
     /// `engine.gpu_memory_utilization`.
     pub memory_utilization: f32,
+}
+
+/// Numbers of answers that have ended since the start.
+pub(super) struct EndedTotals {
+    /// Complete answers.
+    pub(super) finished: u64,
+    /// Answers that an error ended.
+    pub(super) failed: u64,
+    /// Requests that never ran.
+    pub(super) turned_away: u64,
+    /// Tokens of the prompts of complete answers.
+    pub(super) prompt_tokens: u64,
 }
 
 /// Numbers of answers at one moment.
@@ -104,9 +117,21 @@ impl Observed {
             sampled_tokens: AtomicU64::default(),
             stopped: AtomicU64::default(),
             at_length: AtomicU64::default(),
+            failed: AtomicU64::default(),
             turned_away: Default::default(),
             handed_over: Mutex::default(),
             recent: RecentRequests::new(recent),
+        }
+    }
+
+    /// The answers that have ended since the start.
+    pub(super) fn totals(&self) -> EndedTotals {
+        let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        EndedTotals {
+            finished: load(&self.stopped) + load(&self.at_length),
+            failed: load(&self.failed),
+            turned_away: self.turned_away.iter().map(load).sum(),
+            prompt_tokens: load(&self.prompt_tokens),
         }
     }
 
@@ -148,6 +173,7 @@ impl Observed {
                 );
             }
             Err(error) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
                 if let RequestError::Refused(refused) = error {
                     self.count_turned_away(ApiError::from(refused.clone()).status.as_u16());
                 }

@@ -1,8 +1,9 @@
 //! Who may use `/admin` and `/debug`.
 //!
 //! A client needs the API key. If there is none, it must be a program on the same machine: the connection comes from a loopback address, `Host`
-//! names a loopback address, and there is no `Origin`. The last two keep the pages of a browser on this machine away, which could otherwise
-//! reach the port under a name of their own or by a form.
+//! names a loopback address, and neither `Origin` nor `Sec-Fetch-Site` tells of another site. The last three keep the pages of a browser on this machine away,
+//! which could otherwise reach the port under a name of their own, by a form or by a request whose answer they cannot read. The live page, which
+//! comes from the port itself, is let in.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,6 +12,9 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{HOST, HeaderMap, ORIGIN};
 
 use super::api_error::ApiError;
+
+/// The header by which a browser says whether a page of the same origin asks, or the address line (`none`).
+const FETCH_SITE: &str = "sec-fetch-site";
 
 /// Checks that the client of a request is an operator. `has_key` tells that the port has an API key; then the middleware has checked it.
 pub(super) fn check(has_key: bool, request: &HttpRequest) -> Result<(), ApiError> {
@@ -32,6 +36,7 @@ fn is_local(peer: Option<SocketAddr>, headers: &HeaderMap) -> bool {
     peer.is_some_and(|peer| is_loopback(peer.ip()))
         && host.is_some_and(|host| named(host) == Some("localhost") || address(host).is_some_and(is_loopback))
         && !headers.contains_key(ORIGIN)
+        && headers.get(FETCH_SITE).is_none_or(|site| site == "same-origin" || site == "none")
 }
 
 /// The name in `Host`, without the port.
@@ -81,5 +86,13 @@ mod tests {
         check("127.0.0.1:5", None, None, false);
         check("127.0.0.1:5", Some("127.0.0.1:8200"), Some("http://127.0.0.1:8200"), false);
         check("127.0.0.1:5", Some("127.0.0.1:8200"), Some("null"), false);
+        for (site, expect) in
+            [("same-origin", true), ("none", true), ("same-site", false), ("cross-site", false)]
+        {
+            let mut headers = HeaderMap::new();
+            headers.append(HOST, HeaderValue::from_static("localhost:8200"));
+            headers.append(FETCH_SITE.parse().unwrap(), HeaderValue::from_static(site));
+            assert_eq!(is_local("127.0.0.1:5".parse().ok(), &headers), expect, "{site}");
+        }
     }
 }

@@ -19,8 +19,23 @@ use super::response::json;
 /// The newest ended requests.
 pub(super) struct RecentRequests {
     most: usize,
+    list: Mutex<RecentList>,
+}
+
+#[derive(Default)]
+struct RecentList {
+    /// Number of requests that were added since the start.
+    added: u64,
     /// The newest last.
-    list: Mutex<VecDeque<Arc<RecentRequest>>>,
+    requests: VecDeque<Arc<RecentRequest>>,
+}
+
+/// Requests that have ended since an earlier moment.
+pub(super) struct EndedSince {
+    /// Number of requests that were added since the start.
+    pub(super) added: u64,
+    /// The newest first.
+    pub(super) requests: Vec<Arc<RecentRequest>>,
 }
 
 /// An answer that has ended.
@@ -40,7 +55,7 @@ pub(super) struct RecentRequest {
 
 /// An entry of the list. The times of `timings` count from the moment when the request left the queue.
 #[derive(Serialize)]
-struct Row<'a> {
+pub(super) struct Row<'a> {
     /// The id that the client got, and the index of the answer.
     id: String,
     /// The id in logs.
@@ -94,7 +109,7 @@ impl RecentRequest {
         }
     }
 
-    fn row(&self) -> Row<'_> {
+    pub(super) fn row(&self) -> Row<'_> {
         Row {
             id: format!("{}-{}", self.id, self.choice),
             request: self.request.to_string(),
@@ -110,7 +125,7 @@ impl RecentRequest {
 }
 
 /// A time with milliseconds, such as `2026-11-22T21:32:52.123Z`.
-fn time_of(time: SystemTime) -> String {
+pub(super) fn time_of(time: SystemTime) -> String {
     let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
     time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
 }
@@ -128,16 +143,24 @@ impl RecentRequests {
         }
         let ended = Arc::new(ended());
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        if list.len() == self.most {
-            list.pop_front();
+        list.added += 1;
+        if list.requests.len() == self.most {
+            list.requests.pop_front();
         }
-        list.push_back(ended);
+        list.requests.push_back(ended);
     }
 
     /// The newest first.
     fn newest_first(&self) -> Vec<Arc<RecentRequest>> {
         let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.iter().rev().cloned().collect()
+        list.requests.iter().rev().cloned().collect()
+    }
+
+    /// The newest requests that were added after the first `seen` ones, at most `most`.
+    pub(super) fn since(&self, seen: u64, most: usize) -> EndedSince {
+        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = usize::try_from(list.added.saturating_sub(seen)).unwrap_or(usize::MAX).min(most);
+        EndedSince { added: list.added, requests: list.requests.iter().rev().take(count).cloned().collect() }
     }
 }
 

@@ -5,6 +5,7 @@ mod clients;
 mod endpoints;
 mod harness;
 mod http;
+mod live;
 mod queue;
 mod refusals;
 mod responses;

@@ -15,8 +15,8 @@ use super::{ListeningSockets, SharedState};
 use crate::config::{Config, DeviceSetting, Role, Secret};
 use crate::drain::DrainStage;
 use crate::frontend::{
-    AnswerCounts, DecodeReport, DrainControl, Frontend, Health, HealthState, LeftWork, NodeReport, NodeState,
-    ServerHandle, used_pages,
+    AnswerCounts, DecodeReport, DrainControl, Frontend, Health, HealthState, LeftWork, LivePage, NodeReport,
+    NodeState, ServerHandle, used_pages,
 };
 use crate::process_metrics::ProcessMetrics;
 use crate::tls::HttpTls;
@@ -42,15 +42,20 @@ impl Servers {
         shared: &SharedState,
     ) -> anyhow::Result<Self> {
         let tls = ports.certificates.http.as_ref();
+        let page = config.frontend.page.then(|| {
+            let (counters, peers) = (node.counters.clone(), node.peer_metrics.clone());
+            LivePage::new(counters, peers, node.ring_pages, shared.drain.clone())
+        });
         let http = Frontend {
             route: Route::Local,
             // The clients of this port are routers, which choose where each request runs.
             trusts_header: true,
             node: Some(node_report(role, node, shared)),
             drain_control: Some(drain_control(node, shared)),
+            page: page.clone(),
             ..frontend(role, config, node, shared, tls)
         };
-        let frontend = frontend(role, config, node, shared, tls);
+        let frontend = Frontend { page, ..frontend(role, config, node, shared, tls) };
         let (workers, api_key) = (config.surroundings.cores.min(2), config.request.api_key.as_ref());
         Ok(Self {
             http: start(("http.port", ports.http), http, 1, api_key)?,
@@ -136,6 +141,7 @@ fn frontend(
         }),
         node: None,
         drain_control: None,
+        page: None,
         metrics: Arc::new(move |page: &mut MetricsText| {
             // Unlike `running` in `/node`, this count has the prompts of peers, so that a router sees the load of a sender.
             let running = live.len() + load(metrics.prefills_live()) as usize;

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, Recipient, System};
 use actix_web::dev::ServerHandle;
+use actors::counters::Counters;
 use actors::grammar::{CompiledGrammar, GrammarCompiler, GrammarError, GrammarSource};
+use actors::peer_metrics::PeerMetrics;
 use actors::request::{
     AbortOutcome, AbortRequest, FinishReason, Generate, Refused, RequestError, RequestId, Route, StreamEvent,
     Timings,
@@ -22,7 +24,7 @@ use super::super::model_text::ModelText;
 use super::super::model_text::testing::{EOS, bytes_model};
 use super::super::{
     Admission, Bounds, CacheInfo, DrainControl, Frontend, Grammars, Health, HealthState, InputMemory,
-    LeftWork, Limits, NodeReport, Observed, ServedModel, bind,
+    LeftWork, Limits, LivePage, NodeReport, Observed, ServedModel, bind,
 };
 use super::http::{HttpClient, WAIT};
 use crate::drain::Drain;
@@ -82,6 +84,8 @@ pub(super) struct Setup {
     pub(super) trusts_header: bool,
     /// The answer of `/node`; `None` if the port does not serve it.
     pub(super) node: Option<NodeReport>,
+    /// Whether the port has the live page.
+    pub(super) page: bool,
     /// The drain that `/admin/drain` controls; `None` if the port does not serve it.
     pub(super) drain: Option<Drain>,
     /// The chat template; `None` for that of [`bytes_model`].
@@ -103,6 +107,7 @@ impl Setup {
             send_bytes: None,
             trusts_header: false,
             node: None,
+            page: true,
             drain: None,
             template: None,
             special: &[],
@@ -229,6 +234,7 @@ pub(super) struct Shared {
     /// The state that `/health` reports.
     pub(super) state: Arc<Mutex<HealthState>>,
     pub(super) observed: Arc<Observed>,
+    pub(super) counters: Counters,
     /// The grammars of the requests that the actor saw.
     pub(super) grammars: Arc<Mutex<Vec<Option<CompiledGrammar>>>>,
 }
@@ -253,6 +259,7 @@ impl Server {
             memory: InputMemory::new(setup.input_bytes, 2),
             state: Arc::new(Mutex::new(HealthState::Ok)),
             observed: Arc::new(Observed::new("m", cache, 4)),
+            counters: Counters::default(),
             grammars: Arc::default(),
         };
         let listener = bind("frontend.port", "127.0.0.1", 0).unwrap();
@@ -331,7 +338,9 @@ fn frontend(
     text.chat_template = setup.template.map(str::to_owned).or(text.chat_template);
     text.tokens.extend(setup.special.iter().map(|token| (*token).to_owned()));
     text.token_types.resize(text.tokens.len(), 3);
-    let Shared { streams, admission, memory, state, observed, .. } = shared;
+    let Shared { streams, admission, memory, state, observed, counters, .. } = shared;
+    let live_drain = setup.drain.clone().unwrap_or_else(|| Drain::new(Duration::ZERO));
+    let page = LivePage::new(counters.clone(), PeerMetrics::default(), 8, live_drain);
     let health = move || {
         let state = state.lock().unwrap().clone();
         Health { state, role: "local", peers: 0, live_requests: 0 }
@@ -354,6 +363,7 @@ fn frontend(
         memory,
         health: Arc::new(health),
         node: setup.node.map(|report| Arc::new(move || report.clone()) as _),
+        page: setup.page.then_some(page),
         drain_control: setup.drain.map(|drain| DrainControl { drain, work: Arc::new(LeftWork::default) }),
         metrics: Arc::new(|page: &mut MetricsText| page.single(&Metric::gauge("baton_pages", "Pages."), 1)),
         drain: Duration::from_secs(1),

@@ -47,6 +47,12 @@ impl HttpClient {
         read(self.agent.get(format!("http://{}{path}", self.address)).call().unwrap())
     }
 
+    /// Asks for a path with these headers. The body of the response may still come.
+    pub(super) fn begin(&self, path: &str, headers: &[(&str, &str)]) -> Response<Body> {
+        let request = self.agent.get(format!("http://{}{path}", self.address));
+        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).call().unwrap()
+    }
+
     /// Posts a body that must be refused. `field` is empty if the error names no field.
     pub(super) fn refused(&self, path: &str, body: &str, status: u16, field: &str, words: &str) {
         let (got, text) = self.post(path, body);

@@ -1,0 +1,143 @@
+//! `GET /debug/live`: the state of the process as a stream of JSON lines, one each second. The live page shows it.
+//!
+//! A stream ends when its client leaves, or when the process refuses requests because it drains. A client that does not read loses its
+//! connection. At most [`STREAMS_MAX`] streams are open at a time.
+
+mod snapshot;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
+use actix_web::web::Bytes;
+use actix_web::{HttpRequest, HttpResponse, web};
+use actors::counters::Counters;
+use actors::peer_metrics::PeerMetrics;
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::Frontend;
+use super::api_error::ApiError;
+use super::connection::Connection;
+use super::handlers::no_such_path;
+use super::operator;
+use super::page::PageText;
+use super::response::json;
+use crate::drain::{Drain, DrainStage};
+
+/// Maximum number of streams of a process. A browser has one for each tab that shows the page.
+const STREAMS_MAX: usize = 8;
+
+/// Time between two snapshots.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Time that a client has to read a snapshot.
+const READ_WITHIN: Duration = Duration::from_secs(20);
+
+/// Maximum number of ended requests in a snapshot, the newest ones.
+const REQUESTS_MAX: usize = 256;
+
+/// The live page of a process: what it shows beside the parts of a [`Frontend`]. Cheap to clone; clones share the limit of streams.
+#[derive(Clone)]
+pub struct LivePage {
+    text: Arc<PageText>,
+    counters: Counters,
+    peers: PeerMetrics,
+    ring_pages: u32,
+    began: Instant,
+    drain: Drain,
+    streams: Arc<Semaphore>,
+}
+
+impl LivePage {
+    /// The page of a process that starts now. `ring_pages` is the maximum of its outstanding credits.
+    pub fn new(counters: Counters, peers: PeerMetrics, ring_pages: u32, drain: Drain) -> Self {
+        Self {
+            text: Arc::new(PageText::new()),
+            counters,
+            peers,
+            ring_pages,
+            began: Instant::now(),
+            drain,
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        }
+    }
+
+    /// The document.
+    pub(super) fn text(&self) -> &PageText {
+        &self.text
+    }
+}
+
+/// The state of a stream between two snapshots.
+struct SnapshotStream {
+    frontend: Arc<Frontend>,
+    page: LivePage,
+    request: HttpRequest,
+    ticks: Interval,
+    /// Number of ended requests that the client knows.
+    seen: u64,
+    is_over: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+pub(super) async fn stream(frontend: web::Data<Frontend>, request: HttpRequest) -> HttpResponse {
+    let Some(page) = frontend.page.clone() else { return no_such_path(request).await };
+    if let Err(error) = operator::check(frontend.api_key.is_some(), &request) {
+        return error.response();
+    }
+    let Ok(permit) = Arc::clone(&page.streams).try_acquire_owned() else {
+        let message = format!("{STREAMS_MAX} clients read /debug/live, the maximum; close another live page");
+        return ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).response();
+    };
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let frontend = frontend.into_inner();
+    let live = SnapshotStream { frontend, page, request, ticks, seen: 0, is_over: false, _permit: permit };
+    HttpResponse::Ok()
+        .content_type("application/x-ndjson")
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .streaming(lines(live))
+}
+
+/// A snapshot each second. The last one shows a process that drains.
+fn lines(live: SnapshotStream) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    unfold(live, |mut live| async move {
+        if live.is_over {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            () = live.page.drain.reached(DrainStage::Refusing) => live.is_over = true,
+            _ = live.ticks.tick() => (),
+        }
+        if let Some(connection) = Connection::of(&live.request) {
+            connection.answers_until(Instant::now() + READ_WITHIN);
+        }
+        let line = live.line();
+        Some((Ok(Bytes::from(line)), live))
+    })
+}
+
+impl SnapshotStream {
+    /// The snapshot of this moment, with the requests that have ended since the last one.
+    fn line(&mut self) -> String {
+        let ended = self.frontend.observed.recent.since(self.seen, REQUESTS_MAX);
+        self.seen = ended.added;
+        let facts = snapshot::LiveFacts {
+            counters: &self.page.counters,
+            peers: self.page.peers.report(),
+            ring_pages: self.page.ring_pages,
+            uptime: self.page.began.elapsed(),
+        };
+        let mut line =
+            json(&snapshot::LiveSnapshot::new(&self.frontend, &(self.frontend.health)(), facts, &ended));
+        line.push('\n');
+        line
+    }
+}
