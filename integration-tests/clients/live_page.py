@@ -266,7 +266,7 @@ def chats(page):
     page.keyboard.press("Enter")
     shows(page, "#chat-status", "complete|maximum number")
     shows(page, "#chat-log", "<b>this</b>[\\s\\S]*TTFT .* ms.*tokens/s[\\s\\S]*Process \\d+ prefilled and handed over")
-    page.fill("#max-tokens", "2000")
+    page.fill("#max-tokens", "600")
     page.fill("#prompt", "Count from one to one thousand.")
     page.press("#prompt", "Enter")
     page.wait_for_selector("#stop:enabled")
