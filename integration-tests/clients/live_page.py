@@ -30,7 +30,7 @@ class Process:
     """A process of the program. `ports` has the addresses of its ports by their keys."""
 
     def __init__(self, program, role, *settings, flags=()):
-        keys = ["http.port=0", "frontend.port=0", "link.port=0", "log.format=json", "engine.kv_bytes=64MiB", *settings]
+        keys = ["http.port=0", "frontend.port=0", "link.port=0", "log.format=json", "engine.kv_bytes=128MiB", *settings]
         arguments = [part for key in keys for part in ("--set", key)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("BATON_", "UCX_"))}
         self.child = subprocess.Popen([program, "--role", role, *flags, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
@@ -262,11 +262,12 @@ def chats(page):
         if reached[-1] == "prompt":
             break
     assert reached[0] == "skip" and reached[-1] == "prompt", reached
+    page.evaluate("() => { document.getElementById('max-tokens').value = 32; }")
     page.keyboard.type("Is <b>this</b> bold?")
     page.keyboard.press("Enter")
     shows(page, "#chat-status", "complete|maximum number")
     shows(page, "#chat-log", "<b>this</b>[\\s\\S]*TTFT .* ms.*tokens/s[\\s\\S]*Process \\d+ prefilled and handed over")
-    page.fill("#max-tokens", "2000")
+    page.fill("#max-tokens", "400")
     page.fill("#prompt", "Count from one to one thousand.")
     page.press("#prompt", "Enter")
     page.wait_for_selector("#stop:enabled")
