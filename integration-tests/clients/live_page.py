@@ -180,6 +180,7 @@ class Look:
 
     def picture(self, page, name):
         if self.screens:
+            page.evaluate("() => scrollTo(0, 0)")
             page.screenshot(path=self.screens / f"{name}.png", full_page=False)
 
     def accessible(self, url, width, scheme, ready):
