@@ -304,12 +304,7 @@ pub fn start<E>(config: NodeConfig<'_, E>) -> Result<Node, NodeError<E>> {
     let handing_over = facts.capabilities.prefill.then(handing_over::Contexts::default);
     let mut mailboxes = mailboxes(&serving, handing_over.as_ref());
     let hashed = link.as_ref().filter(|link| link.page_hash).map(|_| Pages::new(parts.pool.clone()));
-    let sending = link.as_ref().map(|link| handing_over::Settings {
-        min_gigabytes_per_second: link.min_gigabytes_per_second,
-        pages_in_flight: link.pages_in_flight,
-        grammars,
-        traces,
-    });
+    let sending = link.as_ref().map(|link| handing_over::Settings::of(link, grammars, traces));
     let linked = link.map(|link| linking::start(link, &facts, &mut parts, &mailboxes)).transpose()?;
     mailboxes.peer_link = linked.as_ref().map(|linked| linked.peer_link.clone().recipient());
 

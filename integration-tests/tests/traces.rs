@@ -142,11 +142,11 @@ fn a_trace_follows_a_request_through_a_proxy_and_two_nodes() -> Result<()> {
         Ok(traces.len() == 12 && traces.values().any(|spans| three(spans) && root(spans, "proxy").is_ok()))
     })?;
     // The spans of one request come from several processes at different times.
-    until("no span is an orphan", STATE_WITHIN, || {
-        Ok(collector
-            .traces()
-            .values()
-            .all(|spans| has_no_orphan(spans).is_ok() && root(spans, "proxy").is_ok()))
+    until("all spans have come", STATE_WITHIN, || {
+        let is_whole = |spans: &Vec<Found>| {
+            has_no_orphan(spans).is_ok() && root(spans, "proxy").is_ok() && root(spans, "node").is_ok()
+        };
+        Ok(collector.traces().values().all(is_whole))
     })?;
     let traces = collector.traces();
     for spans in traces.values() {

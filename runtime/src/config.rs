@@ -23,6 +23,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod addresses;
 mod device_defaults;
 mod flag;
 mod hub_settings;
@@ -42,11 +43,12 @@ use std::time::Duration;
 use actors::routing::LocalPrefill;
 use figment::value::Value;
 
+use addresses::{collector, endpoints, name, names, peer, peers};
 use layers::Layers;
 use values::{
-    Show, address, bytes, bytes_or_zero, collector, count, device, duration, duration_or_zero, endpoints,
-    host, load_format, local_prefill, name, names, one_of, optional, path, peer, peers, pod, port, rate,
-    secret, segment, share, share_or_zero, text, truth,
+    Show, address, bytes, bytes_or_zero, count, device, duration, duration_or_zero, host, load_format,
+    local_prefill, one_of, optional, path, pod, port, rate, secret, segment, share, share_or_zero, text,
+    truth,
 };
 
 pub use flag::Flag;

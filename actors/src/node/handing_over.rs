@@ -7,7 +7,7 @@ use std::time::Instant;
 use actix::prelude::*;
 use connector::transport::Transport;
 
-use super::Parts;
+use super::{LinkConfig, Parts};
 use crate::devices::{Devices, RecordPrefill, grammar_thread::GrammarThread, hash_thread::HashThread};
 use crate::effect::Endpoint;
 use crate::grammar::GrammarCompiler;
@@ -35,6 +35,18 @@ pub(super) struct Settings {
     pub(super) pages_in_flight: usize,
     pub(super) grammars: Option<Arc<dyn GrammarCompiler>>,
     pub(super) traces: Option<RecordPrefill>,
+}
+
+impl Settings {
+    /// The settings of a process with this link.
+    pub(super) fn of<E>(
+        link: &LinkConfig<'_, E>,
+        grammars: Option<Arc<dyn GrammarCompiler>>,
+        traces: Option<RecordPrefill>,
+    ) -> Self {
+        let LinkConfig { min_gigabytes_per_second, pages_in_flight, .. } = *link;
+        Self { min_gigabytes_per_second, pages_in_flight, grammars, traces }
+    }
 }
 
 impl Contexts {

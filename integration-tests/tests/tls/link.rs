@@ -11,7 +11,9 @@ use super::{HERE, all};
 /// Settings of a link with a certificate for `names`, and of the names that it allows.
 fn settings(files: &PemFolder, authority: &Authority, names: &[&str], allowed: &str) -> Result<Vec<String>> {
     let mut settings = files.link(&authority.signs(names)?, authority)?.to_vec();
-    settings.push(format!("link.tls_allowed_names={allowed}"));
+    if !allowed.is_empty() {
+        settings.push(format!("link.tls_allowed_names={allowed}"));
+    }
     Ok(settings)
 }
 

@@ -1,7 +1,7 @@
 //! `GET /debug/live`: the state of the process as a stream of JSON lines, one each second. The live page shows it.
 //!
-//! A stream ends when its client leaves, or when the process refuses requests because it drains. A client that does not read loses its
-//! connection. At most [`STREAMS_MAX`] streams are open at a time.
+//! A stream ends when its client leaves, when the process refuses requests because it drains, or after five minutes. The page then opens another one.
+//! At most [`STREAMS_MAX`] streams are open at a time.
 
 mod snapshot;
 
@@ -37,6 +37,9 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// Time that a client has to read a snapshot.
 const READ_WITHIN: Duration = Duration::from_secs(20);
+
+/// A stream ends after this time, and the page opens another one. So a client that does not read loses its place.
+const AGE_MAX: Duration = Duration::from_secs(300);
 
 /// Maximum number of ended requests in a snapshot, the newest ones.
 const REQUESTS_MAX: usize = 256;
@@ -82,6 +85,7 @@ struct SnapshotStream {
     /// Number of ended requests that the client knows.
     seen: u64,
     is_over: bool,
+    began: Instant,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -97,7 +101,16 @@ pub(super) async fn stream(frontend: web::Data<Frontend>, request: HttpRequest) 
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let frontend = frontend.into_inner();
-    let live = SnapshotStream { frontend, page, request, ticks, seen: 0, is_over: false, _permit: permit };
+    let live = SnapshotStream {
+        frontend,
+        page,
+        request,
+        ticks,
+        began: Instant::now(),
+        seen: 0,
+        is_over: false,
+        _permit: permit,
+    };
     HttpResponse::Ok()
         .content_type("application/x-ndjson")
         .insert_header((CACHE_CONTROL, "no-store"))
@@ -111,6 +124,7 @@ fn lines(live: SnapshotStream) -> impl Stream<Item = Result<Bytes, Infallible>> 
         if live.is_over {
             return None;
         }
+        live.is_over = live.began.elapsed() >= AGE_MAX;
         tokio::select! {
             biased;
             () = live.page.drain.reached(DrainStage::Refusing) => live.is_over = true,

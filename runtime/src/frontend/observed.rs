@@ -173,10 +173,13 @@ impl Observed {
                 );
             }
             Err(error) => {
-                self.failed.fetch_add(1, Ordering::Relaxed);
-                if let RequestError::Refused(refused) = error {
-                    self.count_turned_away(ApiError::from(refused.clone()).status.as_u16());
-                }
+                let never_ran = match error {
+                    RequestError::Refused(refused) => {
+                        self.count_turned_away(ApiError::from(refused.clone()).status.as_u16())
+                    }
+                    _ => false,
+                };
+                self.failed.fetch_add(u64::from(!never_ran), Ordering::Relaxed);
                 warn!(%request, %id, trace_id, kind = error.kind(), %error, "request failed");
             }
         }

@@ -19,7 +19,8 @@ function addMessage(role, text) {
 }
 
 function chatRequest(maxTokens) {
-  const common = { model: chat.model, stream: true, max_tokens: maxTokens, return_timings: true };
+  // Without a snapshot, the name of the model is not known. The server then takes its own.
+  const common = { ...(chat.model ? { model: chat.model } : {}), stream: true, max_tokens: maxTokens, return_timings: true };
   if (chat.hasTemplate) return ["/v1/chat/completions", { ...common, messages: chat.messages }];
   return ["/v1/completions", { ...common, prompt: chat.messages[chat.messages.length - 1].content }];
 }

@@ -23,7 +23,7 @@ const share = (part, whole) => (whole > 0 ? `${Math.round((100 * part) / whole)}
 
 function drawTiles(snapshot) {
   const { queue, pages, ring, totals } = snapshot;
-  show("requests-rate", number(rate(REQUESTS)));
+  show("requests-rate", number(rate(REQUESTS) + rate(FAILED)));
   show("requests-note", `${number(totals.finished)} finished, ${number(totals.failed)} failed`);
   show("tokens-rate", number(rate(SAMPLED)));
   show("tokens-note", `${number(rate(COMPUTED))} prompt tokens/s here`);

@@ -60,7 +60,6 @@ async function sentenceOf(response) {
 
 function draw() {
   if (latest === null || document.hidden) return;
-  drawHeader(latest);
   drawTiles(latest);
   drawPeers(latest.peers);
   drawCharts();
@@ -74,6 +73,8 @@ function take(snapshot) {
   setVisible(byId("trouble"), false);
   setVisible(byId("key-section"), false);
   document.body.classList.remove("old");
+  // Also in a hidden tab, whose title is seen.
+  drawHeader(snapshot);
   draw();
 }
 
@@ -112,6 +113,7 @@ function showTrouble({ status, sentence }, pause) {
   show("trouble-text", `${sentence}${last}${next}`);
   setVisible(byId("trouble"), status !== 401);
   document.body.classList.add("old");
+  if (status === 200 && latest?.state === "draining") return;
   setState(status === 401 ? "key needed" : "lost", "");
   document.title = `Baton: ${status === 401 ? "key needed" : "no connection"}`;
 }
@@ -120,6 +122,11 @@ async function run() {
   let failures = 0;
   for (;;) {
     const ended = await follow();
+    if (ended.status === 200 && ended.taken > 60) {
+      // The server ends each stream after some minutes.
+      failures = 0;
+      continue;
+    }
     if (ended.taken > PAUSES_S.length) failures = 0;
     const pause = PAUSES_S[Math.min(failures, PAUSES_S.length - 1)];
     failures += 1;
@@ -134,8 +141,13 @@ async function run() {
 byId("again").addEventListener("click", () => tryNow());
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
+  const key = byId("key").value.trim();
+  if (!/^[\x21-\x7e]*$/.test(key)) {
+    show("key-text", "A key has letters, digits and signs of ASCII only. Look for quotation marks that were pasted with it.");
+    return;
+  }
   try {
-    sessionStorage.setItem(KEY_NAME, byId("key").value);
+    sessionStorage.setItem(KEY_NAME, key);
   } catch {
     show("key-text", "This browser keeps no key, because its storage for the page is off.");
     return;

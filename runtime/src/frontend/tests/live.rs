@@ -93,7 +93,7 @@ fn data_needs_the_key_or_a_program_on_this_machine() {
     let server = Server::start_with(Setup { api_key: Some("k".to_owned()), ..Setup::new(Script::Echo) });
     check(&server, &[], 401);
     check(&server, &[("authorization", "Bearer other")], 401);
-    check(&server, &[("authorization", "Bearer k"), ("host", "node.example")], 200);
+    check(&server, &[("authorization", "Bearer k"), ("host", "baton.example")], 200);
     assert_eq!(server.http.get("/x").0, 401, "only the page itself is open");
 
     let server = Server::start(Script::Echo);
