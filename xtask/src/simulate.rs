@@ -279,7 +279,7 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "let a peer's prompt wait for credits for ever",
-        "actors/src/prefiller/state.rs",
+        "actors/src/prefiller/state/ending.rs",
         "now.saturating_duration_since(since(*session)) >= NO_CREDIT_MAX",
         "now.saturating_duration_since(since(*session)) == Duration::MAX",
     ),

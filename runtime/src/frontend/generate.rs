@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix::dev::SendError;
 use actix_web::http::header::CACHE_CONTROL;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use actors::finish::FinishRule;
 use actors::grammar::CompiledGrammar;
 use actors::request::{Generate, Refused, RequestError, Route};
@@ -156,12 +156,17 @@ async fn answer(
     let (tokenizer, observed) = (frontend.model.tokenizer.clone(), frontend.observed.clone());
     let memory = frontend.memory.clone();
     let shape = EventShape { head, ask, options, tokenizer, observed, memory };
+    Ok(streamed_head(timing).streaming(events(shape, answers, keep_alive)))
+}
+
+/// The head of a streamed answer with these timings.
+fn streamed_head(timing: Option<String>) -> HttpResponseBuilder {
     let mut response = HttpResponse::Ok();
     response.content_type("text/event-stream; charset=utf-8").insert_header((CACHE_CONTROL, "no-cache"));
     if let Some(timing) = timing {
         response.insert_header((SERVER_TIMING, timing));
     }
-    Ok(response.streaming(events(shape, answers, keep_alive)))
+    response
 }
 
 /// A request that waits in the queue.
