@@ -76,10 +76,32 @@ struct Span {
     end: Instant,
     attributes: Vec<KeyValue>,
     events: Vec<(Instant, &'static str, KeyValue)>,
-    /// Events that are not listed.
-    more_events: u32,
     /// The reason in one word if it failed.
     failure: Option<&'static str>,
+}
+
+impl Span {
+    /// A part of the span `parent` in this process, without attributes and events.
+    fn part(
+        of: TraceContext,
+        parent: [u8; 8],
+        name: impl Into<Cow<'static, str>>,
+        start: Instant,
+        end: Instant,
+    ) -> Self {
+        Self {
+            context: TraceContext { span: new_span(), ..of },
+            parent: Some(parent),
+            is_remote: false,
+            kind: SpanKind::Internal,
+            name: name.into(),
+            start,
+            end,
+            attributes: Vec::new(),
+            events: Vec::new(),
+            failure: None,
+        }
+    }
 }
 
 impl fmt::Debug for Traces {
@@ -107,14 +129,6 @@ impl Traces {
         Ok(Self(Some(Arc::new(Exporter { spans, scope, below }))))
     }
 
-    /// Checks the URL of a collector.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn check(endpoint: &str) -> Result<(), String> {
-        collector::traces_url(endpoint).map(drop)
-    }
-
     /// True if requests may be recorded.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
@@ -137,7 +151,6 @@ impl Exporter {
         let failure = span.failure;
         attributes.extend(failure.map(|failure| attribute("error.type", failure)));
         let mut listed = SpanEvents::default();
-        listed.dropped_count = span.more_events;
         let event = |(time, name, attribute)| Event::new(name, at(time), vec![attribute], 0);
         listed.events = events.into_iter().map(event).collect();
         self.spans.on_end(SpanData {

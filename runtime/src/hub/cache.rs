@@ -196,7 +196,7 @@ impl RepoCache {
     }
 
     /// The locks of all files of the model, for as long as the result lives; `None` if another process may have one. The files of locks are never
-    /// removed, because a process that waits for a removed one would exclude nobody.
+    /// removed, because a lock on a removed file keeps no other process out.
     pub(super) fn hold(&self) -> Option<Vec<File>> {
         let mut held = Vec::new();
         for entry in fs::read_dir(&self.locks).into_iter().flatten().flatten() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actors::devices::RecordPrefill;
-use actors::messages::{PrefillTraced, TRACED_MAX};
+use actors::messages::PrefillTraced;
 use connector::frame::TraceContext;
 use opentelemetry::trace::SpanKind;
 
@@ -23,17 +23,8 @@ fn record(exporter: &Exporter, prefill: PrefillTraced) {
     let clock = ClockPair::now();
     let whole = TraceContext { span: new_span(), ..context };
     let part = |name: &'static str, start, end, events| Span {
-        context: TraceContext { span: new_span(), ..context },
-        parent: Some(whole.span),
-        is_remote: false,
-        kind: SpanKind::Internal,
-        name: name.into(),
-        start,
-        end,
-        attributes: Vec::new(),
         events,
-        more_events: 0,
-        failure: None,
+        ..Span::part(context, whole.span, name, start, end)
     };
     let began = begun.unwrap_or(ended);
     exporter.export(clock, part("wait for pages", came, began, Vec::new()));
@@ -44,14 +35,11 @@ fn record(exporter: &Exporter, prefill: PrefillTraced) {
         let put_first = chunks.iter().find(|(_, tokens)| *tokens > resident_tokens);
         let put_since = put_first.filter(|_| cached_tokens <= resident_tokens).map_or(began, |(at, _)| *at);
         let mut compute = part("compute", began, computed, chunks.iter().map(event).collect());
-        // The list is full, so later steps are missing.
-        compute.more_events = u32::from(chunks.len() == TRACED_MAX);
         compute.attributes.push(attribute("baton.running_ms", running_micros as f64 / 1e3));
         exporter.export(clock, compute);
         if let Some(last) = last_flush {
             let event = |(at, pages): &(_, u32)| (*at, "flush", attribute("baton.pages", i64::from(*pages)));
-            let mut put = part("put", put_since.min(last), last, flushed.iter().map(event).collect());
-            put.more_events = u32::from(flushed.len() == TRACED_MAX);
+            let put = part("put", put_since.min(last), last, flushed.iter().map(event).collect());
             exporter.export(clock, put);
         }
     }
@@ -73,7 +61,6 @@ fn record(exporter: &Exporter, prefill: PrefillTraced) {
                 attribute("baton.cached_tokens", i64::from(cached_tokens)),
             ],
             events: Vec::new(),
-            more_events: 0,
             failure: prefill.failure,
         },
     );

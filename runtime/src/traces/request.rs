@@ -198,19 +198,7 @@ impl RequestTrace {
         start: Instant,
         end: Instant,
     ) -> Span {
-        Span {
-            context: TraceContext { span: new_span(), ..self.context },
-            parent: Some(parent),
-            is_remote: false,
-            kind: SpanKind::Internal,
-            name: name.into(),
-            start,
-            end,
-            attributes: Vec::new(),
-            events: Vec::new(),
-            more_events: 0,
-            failure: None,
-        }
+        Span::part(self.context, parent, name, start, end)
     }
 
     fn export(&self, span: Span) {
@@ -324,7 +312,6 @@ impl Drop for RequestTrace {
             end,
             attributes,
             events: Vec::new(),
-            more_events: 0,
             failure,
         });
     }
