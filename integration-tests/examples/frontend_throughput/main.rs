@@ -81,11 +81,16 @@ fn serve(
     started.recv().context("the thread of the server has ended")?
 }
 
-fn frontend(workers: usize, traces: Traces) -> Result<SocketAddr> {
+/// The model that all frontends serve.
+fn model() -> Result<Arc<ServedModel>> {
     let path = Surroundings::of_process().default_model();
     let mut model = ServedModel::open(&path, &path, Some("m")).context("run `cargo xtask fetch` first")?;
     model.context_tokens = 2048;
-    let tokens = model.tokenizer.vocabulary();
+    Ok(Arc::new(model))
+}
+
+fn frontend(model: &Arc<ServedModel>, workers: usize, traces: Traces) -> Result<SocketAddr> {
+    let (model, tokens) = (Arc::clone(model), model.tokenizer.vocabulary());
     let grammars =
         Grammars::new(Arc::new(ModelCompiler::new(Arc::clone(&model.tokenizer), tokens, &model.eos)));
     serve(move || {
@@ -105,7 +110,7 @@ fn frontend(workers: usize, traces: Traces) -> Result<SocketAddr> {
             observed: Arc::new(Observed::new("m", cache, 0)),
             traces,
             page: None,
-            model: Arc::new(model),
+            model,
             grammars,
             route: Route::Auto,
             trusts_header: false,
@@ -186,14 +191,14 @@ fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.first().map(String::as_str) {
         Some("--instructions") => return instructions::compare(words.get(1)),
-        Some(instructions::SERVE) => return instructions::serve(&words[1..]),
+        Some(instructions::SERVE) => return instructions::serve(words.get(1).context("no collector")?),
         _ => {}
     }
     let mut arguments = words.iter().map(|text| text.parse::<u64>());
     let seconds = arguments.next().unwrap_or(Ok(4)).context("SECONDS is not a number")?;
     let connections = arguments.next().unwrap_or(Ok(64)).context("CONNECTIONS is not a number")? as usize;
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(2);
-    let frontend = frontend(workers, Traces::default())?;
+    let frontend = frontend(&model()?, workers, Traces::default())?;
     let answer = ask(&mut Connection::open(frontend)?, &request())?;
     let bare = bare(workers, answer)?;
     let time = Duration::from_secs(seconds);

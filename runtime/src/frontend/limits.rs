@@ -25,13 +25,18 @@ pub struct Limits {
     /// decoder that is gone.
     pub grace: Duration,
     /// Maximum number of connections of an HTTP port. Further ones wait in the system's backlog, where the frontend does not see them.
-    /// Therefore there is one for each request that may run or wait, and [`SPARE`](Self::SPARE) more.
+    /// Therefore there is one for each request that may run or wait, [`SPARE`](Self::SPARE) more, and at least
+    /// [`CONNECTIONS`](Self::CONNECTIONS) if the limit of open files allows them.
     pub connections: usize,
 }
 
 impl Limits {
     /// Connections for probes and for clients that are idle.
     pub const SPARE: usize = 128;
+
+    /// Connections that an HTTP port takes if enough files may be open. Most clients keep connections that they do not use, and an idle one takes a
+    /// few KiB.
+    pub const CONNECTIONS: usize = 16_384;
 }
 
 impl Default for Limits {

@@ -97,9 +97,9 @@ pub(crate) fn min_gigabytes_per_second(config: &Config) -> f64 {
 pub(crate) struct OpenFilePlan {
     /// Connections for each HTTP port that `request.concurrency` and `request.queue` need.
     pub(crate) wanted: usize,
-    /// Connections for each HTTP port that the limit allows.
+    /// Connections for each HTTP port that the limit allows: more than `wanted` if many files may be open.
     pub(crate) connections: usize,
-    /// The limit that allows all of them.
+    /// The limit that allows the `wanted` ones.
     pub(crate) needed: u64,
 }
 
@@ -111,7 +111,7 @@ impl OpenFilePlan {
         let reserved = open_files::reserved(config.sessions(), subscribers);
         Self {
             wanted,
-            connections: open_files::connections(open_files, wanted, ports, reserved),
+            connections: open_files::connections(open_files, wanted.max(Limits::CONNECTIONS), ports, reserved),
             needed: open_files::needed(wanted, ports, reserved),
         }
     }

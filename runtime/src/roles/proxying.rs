@@ -18,9 +18,6 @@ use crate::roles::{
 };
 use crate::service_manager::{self, ServiceManager};
 
-/// Maximum number of connections of clients. Each request in flight has a second one to its node.
-const CONNECTIONS: usize = 16_384;
-
 /// Runs a proxy until a signal ends it.
 ///
 /// # Errors
@@ -80,7 +77,7 @@ pub(crate) fn served_text(config: &Config) -> anyhow::Result<ServedModel> {
 
 /// Connections of clients that this limit of open files allows. Half of the files are for the connections to nodes.
 pub(crate) fn connections(open_files: u64) -> usize {
-    open_files::connections(open_files / 2, CONNECTIONS, 1, open_files::reserved(0, 0))
+    open_files::connections(open_files / 2, Limits::CONNECTIONS, 1, open_files::reserved(0, 0))
 }
 
 async fn serve(
