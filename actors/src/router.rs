@@ -16,6 +16,7 @@ use crate::effect::{
 use crate::kit::Outbox;
 use crate::messages::{StepFinished, StreamEnd, StreamPrompt, StreamToken, TransportEvents};
 use crate::request::{AbortRequest, Refused, StreamEvent};
+use crate::streams::StreamBatch;
 
 /// The mailboxes of a node's actors. A node without peers has no transfer, prefiller and peer link.
 #[derive(Clone)]
@@ -74,8 +75,13 @@ impl Router {
         }
     }
 
-    /// Delivers an effect.
-    pub fn deliver(&self, effect: Effect) {
+    /// Delivers the effects of a message, in order.
+    pub fn deliver(&self, effects: Vec<Effect>) {
+        let mut clients = self.devices.streams.batch();
+        effects.into_iter().for_each(|effect| self.deliver_one(effect, &mut clients));
+    }
+
+    fn deliver_one(&self, effect: Effect, clients: &mut StreamBatch<'_>) {
         debug_assert!(
             effect.row().from.contains(&self.from),
             "the table has no edge from {:?} for {:?}",
@@ -84,7 +90,7 @@ impl Router {
         );
         match effect {
             Effect::Proxy(mail) => drop(self.proxy.post(mail)),
-            Effect::Decoder(mail) => self.to_decoder(mail),
+            Effect::Decoder(mail) => self.to_decoder(mail, clients),
             Effect::BufferManager(mail) => drop(self.buffer_manager.post(mail)),
             Effect::Generator(mail) => drop(self.generator.post(mail)),
             Effect::Transfer(mail) => post(self.transfer.as_ref(), mail),
@@ -97,7 +103,7 @@ impl Router {
             // A node without peers reports its load to its own proxy only.
             Effect::PeerLink(ToPeerLink::LoadReport(_)) if self.peer_link.is_none() => {}
             Effect::PeerLink(mail) => post(self.peer_link.as_ref(), mail),
-            Effect::Streams(message) => self.to_streams(message),
+            Effect::Streams(message) => self.to_streams(message, clients),
             Effect::Engine(ToEngine::RunStep(plan)) => {
                 if !self.devices.engine.as_ref().is_some_and(|engine| engine.submit(plan)) {
                     // The engine's thread ends only by a panic.
@@ -140,30 +146,30 @@ impl Router {
     }
 
     /// If the decoder has stopped, the request ends at once.
-    fn to_decoder(&self, mail: ToDecoder) {
+    fn to_decoder(&self, mail: ToDecoder, clients: &mut StreamBatch<'_>) {
         if let ToDecoder::PrefillFinished(finished) = &mail {
             self.devices.streams.prefilled(finished.request, finished.session);
         }
         if let Some(ToDecoder::Decode(decode)) = self.decoder.post(mail) {
             let event = StreamEvent::Failed(Refused::ShuttingDown.into());
-            self.devices.streams.end(decode.generate.request, event);
+            clients.end(decode.generate.request, event);
         }
     }
 
     /// If a token's client is gone, its request is aborted.
-    fn to_streams(&self, message: ToStreams) {
+    fn to_streams(&self, message: ToStreams, clients: &mut StreamBatch<'_>) {
         match message {
             ToStreams::StreamPrompt(StreamPrompt { request, logprobs }) => {
-                self.devices.streams.prompt(request, logprobs);
+                clients.prompt(request, logprobs);
             }
             ToStreams::StreamToken(StreamToken { request, token }) => {
-                if !self.devices.streams.token(request, token) {
-                    self.to_decoder(AbortRequest::cancelled(request).into());
+                if !clients.token(request, token) {
+                    self.to_decoder(AbortRequest::cancelled(request).into(), clients);
                 }
             }
             ToStreams::StreamEnd(StreamEnd { request, event }) => {
                 tracing::debug!(%request, ?event, "request ended");
-                self.devices.streams.end(request, event);
+                clients.end(request, event);
             }
         }
     }

@@ -72,7 +72,7 @@ impl<B: Behaviour> Handler<B::Mail> for Shell<B> {
         if B::PUBLISHES == Publishes::BeforeEffects {
             self.behaviour.publish();
         }
-        effects.into_iter().for_each(|effect| self.router.deliver(effect));
+        self.router.deliver(effects);
         if B::PUBLISHES == Publishes::AfterEffects {
             self.behaviour.publish();
         }

@@ -1,20 +1,26 @@
-//! The live streams: a table from each request to the sink of the HTTP handler that waits for its tokens.
+//! The live streams: a table from each request to the thread that waits for its tokens.
 //!
-//! HTTP workers and the decoder share this table. A sink has room for all events of its request (the prompt's log
-//! probabilities, `max_tokens` tokens and one final event), so the decoder never waits for a client. A full or closed sink means that the client has disconnected.
+//! HTTP workers and the decoder share this table. Each thread that reads answers has one [`StreamReader`]. Events are posted in a
+//! [batch](StreamBatch), and a batch wakes each thread once, however many of its streams get a token in the same step. The decoder never waits for a
+//! client: the events of a request (the prompt's log probabilities, `max_tokens` tokens and one final event) wait in memory until its client reads
+//! them.
+
+mod reader;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use common::metrics::{Histogram, Metric, MetricsText};
 use dashmap::DashMap;
 use engine::{Logprobs, Token};
-use tokio::sync::mpsc;
 
 use crate::messages::SessionId;
 use crate::peer_metrics::{PeerMetrics, PrefillingPeer};
 use crate::request::{RequestError, RequestId, StreamEvent};
+
+use reader::Post;
+pub use reader::{EventSource, StreamReader};
 
 /// vLLM's buckets for the time between two tokens, and finer ones below 25 ms.
 const INTER_TOKEN_SECONDS: &[f64] = &[
@@ -38,9 +44,11 @@ impl Admitted for () {
     fn refused(&mut self) {}
 }
 
-/// A live request: its sink and its permit. The permit becomes free when the request has ended, even if its client still reads.
+/// A live request: its reader and its permit. The permit becomes free when the request has ended, even if its client still reads.
 struct Live {
-    sink: mpsc::Sender<StreamEvent>,
+    post: Arc<Post>,
+    /// Tokens that may still come.
+    room: AtomicU32,
     permit: Box<dyn Admitted>,
     /// When its last token came, in microseconds after [`Streams::epoch`]; 0 before the first token.
     last_token: AtomicU64,
@@ -89,67 +97,28 @@ impl Streams {
         }
     }
 
-    /// Opens the stream of `request`, which will produce at most `max_tokens` tokens and holds `permit` until it ends.
-    pub fn open(
-        &self,
-        request: RequestId,
-        max_tokens: u32,
-        permit: impl Admitted,
-    ) -> mpsc::Receiver<StreamEvent> {
-        // The prompt's log probabilities, the tokens and the end.
-        let (sink, source) = mpsc::channel(max_tokens as usize + 2);
-        let live =
-            Live { sink, permit: Box::new(permit), last_token: AtomicU64::default(), prefilled_by: None };
+    /// Adds the stream of `request`, which will produce at most `max_tokens` tokens and holds `permit` until it ends.
+    fn insert(&self, request: RequestId, post: Arc<Post>, max_tokens: u32, permit: impl Admitted) {
+        let live = Live {
+            post,
+            room: max_tokens.into(),
+            permit: Box::new(permit),
+            last_token: AtomicU64::default(),
+            prefilled_by: None,
+        };
         self.live.insert(request, live);
-        source
     }
 
-    /// Delivers a token. Returns false if the client has disconnected, or if the request was never opened or has ended.
-    pub fn token(&self, request: RequestId, token: Token) -> bool {
-        // The map's guard is held for this statement only, and the statement does not block.
-        self.live.get(&request).is_some_and(|live| {
-            self.tokens.fetch_add(1, Ordering::Relaxed);
-            self.time_token(&live.last_token);
-            live.sink.try_send(StreamEvent::Token(token)).is_ok()
-        })
+    /// A batch of events. Its readers are woken when it is dropped.
+    pub fn batch(&self) -> StreamBatch<'_> {
+        StreamBatch { streams: self, woken: Vec::new(), now: None }
     }
 
-    /// Notes a token. Only the decoder delivers tokens, so no other thread changes the cell at the same time.
-    fn time_token(&self, last: &AtomicU64) {
-        let now = self.epoch.elapsed().as_micros() as u64;
-        let before = last.load(Ordering::Relaxed);
-        last.store(now.max(1), Ordering::Relaxed);
-        if before > 0 {
-            self.inter_token.add(now.saturating_sub(before) as f64 / 1e6);
-        }
-    }
-
-    /// Delivers the log probabilities of the prompt. A client that has disconnected is noticed at the next token.
-    pub fn prompt(&self, request: RequestId, logprobs: Vec<Logprobs>) {
-        if let Some(live) = self.live.get(&request) {
-            let _ = live.sink.try_send(StreamEvent::Prompt(logprobs));
-        }
-    }
-
-    /// Delivers the final event and removes the request. Returns false if the request was not live or its client has
-    /// disconnected.
-    pub fn end(&self, request: RequestId, event: StreamEvent) -> bool {
-        let Some((_, live)) = self.live.remove(&request) else { return false };
-        let Live { sink, mut permit, prefilled_by, .. } = live;
-        if let StreamEvent::Finished { timings, .. } = &event {
-            self.peers.finished(prefilled_by, timings);
-        }
-        if matches!(event, StreamEvent::Failed(RequestError::Refused(_))) {
-            permit.refused();
-        }
-        // The permit is freed before the client gets the event, so that the client's next request finds it free.
-        drop(permit);
-        sink.try_send(event).is_ok()
-    }
-
-    /// Removes a request without an event, because its client has disconnected.
+    /// Removes a request without a final event. If its source still exists, it ends.
     pub fn close(&self, request: RequestId) {
-        self.live.remove(&request);
+        if let Some((_, live)) = self.live.remove(&request) {
+            self.batch().post(&live.post, request, None);
+        }
     }
 
     /// Removes a request that the proxy did not accept.
@@ -175,97 +144,73 @@ impl Streams {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::request::Refused;
+/// Events for clients, usually of one step. Dropping it wakes the threads that read them.
+pub struct StreamBatch<'a> {
+    streams: &'a Streams,
+    /// The readers that had no events before.
+    woken: Vec<Arc<Post>>,
+    /// The time of the batch, in microseconds after the epoch of the streams, once a token needs it.
+    now: Option<u64>,
+}
 
-    /// A permit that checks, when it is dropped, that the final event has not been delivered yet.
-    struct Watching(
-        std::sync::Arc<std::sync::Mutex<Option<mpsc::Receiver<StreamEvent>>>>,
-        std::sync::mpsc::Sender<bool>,
-    );
-
-    impl Admitted for Watching {
-        fn refused(&mut self) {}
+impl StreamBatch<'_> {
+    /// Delivers a token. Returns false if the client has disconnected, if the request was never opened or has ended, or if it has its `max_tokens`
+    /// tokens already.
+    pub fn token(&mut self, request: RequestId, token: Token) -> bool {
+        // The map's guard is held in this function only, which does not block.
+        let Some(live) = self.streams.live.get(&request) else { return false };
+        // Only the decoder delivers tokens, so no other thread changes the cells of a request at the same time.
+        let room = live.room.load(Ordering::Relaxed);
+        if room == 0 {
+            return false;
+        }
+        live.room.store(room - 1, Ordering::Relaxed);
+        self.streams.tokens.fetch_add(1, Ordering::Relaxed);
+        let now = *self.now.get_or_insert_with(|| self.streams.epoch.elapsed().as_micros() as u64);
+        let before = live.last_token.swap(now.max(1), Ordering::Relaxed);
+        if before > 0 {
+            self.streams.inter_token.add(now.saturating_sub(before) as f64 / 1e6);
+        }
+        self.post(&live.post, request, Some(StreamEvent::Token(token)));
+        true
     }
 
-    impl Drop for Watching {
-        fn drop(&mut self) {
-            let source = self.0.lock().unwrap().take();
-            self.1.send(source.is_some_and(|mut source| source.try_recv().is_err())).unwrap();
+    /// Delivers the log probabilities of the prompt. A client that has disconnected is noticed at the next token.
+    pub fn prompt(&mut self, request: RequestId, logprobs: Vec<Logprobs>) {
+        if let Some(live) = self.streams.live.get(&request) {
+            self.post(&live.post, request, Some(StreamEvent::Prompt(logprobs)));
         }
     }
 
-    #[test]
-    fn a_permit_is_freed_before_the_client_gets_the_end() {
-        let (streams, request) = (Streams::default(), RequestId(1));
-        let (result, results) = std::sync::mpsc::channel();
-        let watched = std::sync::Arc::default();
-        let source = streams.open(request, 1, Watching(std::sync::Arc::clone(&watched), result));
-        *watched.lock().unwrap() = Some(source);
-        streams.end(request, StreamEvent::Failed(RequestError::Aborted));
-        assert_eq!(results.recv(), Ok(true), "no event was delivered before");
-    }
-
-    /// A permit that counts calls of `refused`.
-    struct Counting(Arc<std::sync::atomic::AtomicU32>);
-
-    impl Admitted for Counting {
-        fn refused(&mut self) {
-            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    /// Delivers the final event and removes the request. Returns false if the request was not live.
+    pub fn end(&mut self, request: RequestId, event: StreamEvent) -> bool {
+        let Some((_, live)) = self.streams.live.remove(&request) else { return false };
+        let Live { post, mut permit, prefilled_by, .. } = live;
+        if let StreamEvent::Finished { timings, .. } = &event {
+            self.streams.peers.finished(prefilled_by, timings);
         }
-    }
-
-    #[test]
-    fn a_permit_is_told_whether_its_request_was_refused() {
-        let (streams, request) = (Streams::default(), RequestId(1));
-        let refused = |end: &dyn Fn()| {
-            let count = Arc::default();
-            let _source = streams.open(request, 1, Counting(Arc::clone(&count)));
-            end();
-            count.load(std::sync::atomic::Ordering::Relaxed)
-        };
-        let fail = |error: RequestError| streams.end(request, StreamEvent::Failed(error));
-        assert_eq!(refused(&|| assert!(fail(Refused::Busy.into()))), 1);
-        assert_eq!(refused(&|| streams.refuse(request)), 1);
-        assert_eq!(refused(&|| assert!(fail(RequestError::Aborted))), 0);
-        assert_eq!(refused(&|| streams.close(request)), 0);
-    }
-
-    #[test]
-    fn a_stream_ends_exactly_once() {
-        let streams = Streams::default();
-        let request = RequestId(1);
-        let mut source = streams.open(request, 1, ());
-        assert!(streams.token(request, 7.into()));
-        assert!(streams.end(request, StreamEvent::Failed(RequestError::Aborted)));
-        assert!(!streams.end(request, StreamEvent::Failed(RequestError::Aborted)));
-        assert!(!streams.token(request, 8.into()));
-        assert_eq!(source.try_recv(), Ok(StreamEvent::Token(7.into())));
-        assert_eq!(source.try_recv(), Ok(StreamEvent::Failed(RequestError::Aborted)));
-        assert!(source.try_recv().is_err());
-    }
-
-    #[test]
-    fn each_token_after_the_first_one_of_its_answer_is_timed() {
-        let streams = Streams::default();
-        let sources = [RequestId(1), RequestId(2)].map(|request| (request, streams.open(request, 8, ())));
-        for request in [1, 1, 1, 2] {
-            assert!(streams.token(RequestId(request), 7.into()));
+        if matches!(event, StreamEvent::Failed(RequestError::Refused(_))) {
+            permit.refused();
         }
-        assert_eq!(streams.tokens(), 4);
-        let mut page = MetricsText::default();
-        streams.write_metrics("m", &mut page);
-        let text = page.into_string();
-        assert!(text.contains("vllm:inter_token_latency_seconds_count{model_name=\"m\"} 2\n"), "{text}");
-        drop(sources);
+        // The permit is freed before the client gets the event, so that the client's next request finds it free.
+        drop(permit);
+        self.post(&post, request, Some(event));
+        true
     }
 
-    #[test]
-    fn a_token_for_a_disconnected_client_is_not_delivered() {
-        let streams = Streams::default();
-        drop(streams.open(RequestId(2), 4, ()));
-        assert!(!streams.token(RequestId(2), 7.into()));
+    /// Posts an event, or the end without one.
+    fn post(&mut self, post: &Arc<Post>, request: RequestId, event: Option<StreamEvent>) {
+        if post.push(request, event) {
+            self.woken.push(Arc::clone(post));
+        }
     }
 }
+
+impl Drop for StreamBatch<'_> {
+    fn drop(&mut self) {
+        self.woken.iter().for_each(|post| post.wake());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -39,13 +39,13 @@ use ::actors::request::{
     AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
 };
 use ::actors::routing::RoutingConfig;
+use ::actors::streams::{EventSource, StreamReader};
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::frame::Versions;
 use connector::loopback::{LoopbackError, LoopbackTransport};
 use connector::transport::{Command, Event, EventSink, SubmitError, Transport};
 use echo::{Echo, next_token, scores};
 use engine::{EngineError, KvPool};
-use tokio::sync::mpsc::Receiver;
 
 /// A test fails after waiting this long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -227,12 +227,12 @@ fn prompt(request: u64, tokens: u32) -> Vec<u32> {
     (0..tokens).map(|n| (n * 17 + request as u32 * 5) % VOCABULARY).collect()
 }
 
-async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> Receiver<StreamEvent> {
+async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> EventSource {
     send(node, generate(request, tokens, max_tokens)).await
 }
 
-async fn send(node: &Node, generate: Generate) -> Receiver<StreamEvent> {
-    let source = node.streams.open(generate.request, generate.max_tokens, ());
+async fn send(node: &Node, generate: Generate) -> EventSource {
+    let source = StreamReader::start(&node.streams).open(generate.request, generate.max_tokens, ());
     node.generate().send(generate).await.expect("it is alive");
     source
 }
@@ -255,11 +255,7 @@ fn generate(request: u64, tokens: u32, max_tokens: u32) -> Generate {
 }
 
 /// Reads all tokens and the end. The tokens must be the ones that the prompt leads to.
-async fn answer(
-    mut source: Receiver<StreamEvent>,
-    request: u64,
-    prompt_tokens: u32,
-) -> Result<Timings, RequestError> {
+async fn answer(mut source: EventSource, request: u64, prompt_tokens: u32) -> Result<Timings, RequestError> {
     let mut tokens = prompt(request, prompt_tokens);
     loop {
         let event = tokio::time::timeout(PATIENCE, source.recv())

@@ -81,7 +81,7 @@ use actix_web::middleware::from_fn;
 use actix_web::web::ServiceConfig;
 use actix_web::{App, HttpServer, Resource, Route, web};
 use actors::request::{AbortRequest, Generate};
-use actors::streams::Streams;
+use actors::streams::{StreamReader, Streams};
 use common::metrics::MetricsText;
 use serde::Serialize;
 use socket2::{SockRef, TcpKeepalive};
@@ -319,6 +319,7 @@ impl Frontend {
         listen(listener, workers, limits, drain, api_key, tls, move |services| {
             services
                 .app_data(frontend.clone())
+                .app_data(StreamReader::start(&frontend.streams))
                 .service(post("/v1/completions", web::post().to(handlers::completions)))
                 .service(post("/v1/chat/completions", web::post().to(handlers::chat_completions)))
                 .service(post("/v1/responses", web::post().to(handlers::responses)))

@@ -7,20 +7,14 @@ use std::time::{Duration, Instant};
 use ::actors::grammar::GrammarSource;
 use ::actors::node::Node;
 use ::actors::request::{Generate, RequestError, RequestId, Route, StreamEvent};
-use tokio::sync::mpsc::Receiver;
+use ::actors::streams::{EventSource, StreamReader};
 
 use super::echo::{allowed_from, next_token};
 use super::modular::Modular;
 use super::{PATIENCE, answer, ask, pair, prompt};
 
-async fn ask_for(
-    node: &Node,
-    request: u64,
-    tokens: u32,
-    max_tokens: u32,
-    grammar: Modular,
-) -> Receiver<StreamEvent> {
-    let events = node.streams.open(RequestId(request), max_tokens, ());
+async fn ask_for(node: &Node, request: u64, tokens: u32, max_tokens: u32, grammar: Modular) -> EventSource {
+    let events = StreamReader::start(&node.streams).open(RequestId(request), max_tokens, ());
     let source = GrammarSource::Regex(format!("{grammar:?}"));
     let generate = Generate {
         request: RequestId(request),
@@ -42,7 +36,7 @@ async fn ask_for(
 
 /// Reads all tokens of a constrained answer and its end. Returns the number of tokens.
 async fn constrained(
-    mut source: Receiver<StreamEvent>,
+    mut source: EventSource,
     request: u64,
     prompt_tokens: u32,
 ) -> Result<usize, RequestError> {

@@ -49,10 +49,11 @@ impl Handler<Generate> for Echo {
     type Result = ();
 
     fn handle(&mut self, ask: Generate, _: &mut Self::Context) {
-        self.0.token(ask.request, ask.prompt[0].into());
+        let mut clients = self.0.batch();
+        clients.token(ask.request, ask.prompt[0].into());
         let prompt_tokens = ask.prompt.len() as u32;
         let timings = Box::new(Timings { prompt_tokens, completion_tokens: 1, ..Timings::default() });
-        self.0.end(ask.request, StreamEvent::Finished { reason: FinishReason::Length, timings });
+        clients.end(ask.request, StreamEvent::Finished { reason: FinishReason::Length, timings });
     }
 }
 

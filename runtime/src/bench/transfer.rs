@@ -22,6 +22,7 @@ use actors::node::{self, LinkConfig, Node, NodeConfig};
 use actors::peer_link::state::SessionLimits;
 use actors::request::{Generate, RequestId, Route, StreamEvent, Timings};
 use actors::routing::RoutingConfig;
+use actors::streams::StreamReader;
 use actors::transfer::state::PAGES_IN_FLIGHT;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -366,7 +367,7 @@ async fn hand_over(
 ) -> Result<Timings> {
     let request = RequestId(number);
     let max_tokens = 2;
-    let mut events = node.streams.open(request, max_tokens, ());
+    let mut events = StreamReader::start(&node.streams).open(request, max_tokens, ());
     let tokens = options.pages * node_page_tokens;
     let generate = Generate {
         request,

@@ -9,6 +9,7 @@ use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use actors::finish::FinishRule;
 use actors::grammar::CompiledGrammar;
 use actors::request::{Generate, Refused, RequestError, Route};
+use actors::streams::StreamReader;
 use engine::{Logprobs, Token};
 use futures_util::TryFutureExt as _;
 use tokio::time::timeout_at;
@@ -120,9 +121,10 @@ async fn answer(
     if let Some(trace) = &trace {
         trace.queued(&head.id, &head.model);
     }
+    let reader = http.app_data::<StreamReader>().expect("each HTTP worker has a reader").clone();
     let named = frontend.trusts_header.then(|| prefiller_header::route(http.headers())).flatten();
     let route = named.unwrap_or_else(|| frontend.route.clone());
-    let waiting = Waiting { grammar, place, period, route, read, trace: trace.clone() };
+    let waiting = Waiting { reader, grammar, place, period, route, read, trace: trace.clone() };
     let started = start(Arc::clone(&frontend), Arc::clone(&ask), waiting);
     // Its stream may have begun with a comment, with status 200.
     let started = started.inspect_err(move |error| {
@@ -171,6 +173,7 @@ fn streamed_head(timing: Option<String>) -> HttpResponseBuilder {
 
 /// A request that waits in the queue.
 struct Waiting {
+    reader: StreamReader,
     grammar: Option<CompiledGrammar>,
     place: Place,
     period: Period,
@@ -182,7 +185,7 @@ struct Waiting {
 
 /// Waits for the permits of the request and sends each of its choices to the proxy. Dropping the future frees its place in the queue.
 async fn start(frontend: Arc<Frontend>, ask: Arc<Ask>, waiting: Waiting) -> Result<Choices, ApiError> {
-    let Waiting { grammar, place, period, route, read, trace } = waiting;
+    let Waiting { reader, grammar, place, period, route, read, trace } = waiting;
     let Ok(permits) = timeout_at(period.end().into(), place.permits()).await else {
         return Err(late(&frontend, period));
     };
@@ -193,7 +196,7 @@ async fn start(frontend: Arc<Frontend>, ask: Arc<Ask>, waiting: Waiting) -> Resu
     }
     let begin = Begin { arrived: period.arrived, read, began, trace };
     let submit = |(choice, permit)| {
-        submit(&frontend, &ask, (choice, permit), grammar.clone(), period, route.clone(), &begin)
+        submit((&frontend, &reader), &ask, (choice, permit), grammar.clone(), period, route.clone(), &begin)
     };
     let turned_away = |error: ApiError| frontend.observed.turned_away(error);
     let permits = permits.map_err(turned_away)?;
@@ -213,7 +216,7 @@ fn late(frontend: &Frontend, period: Period) -> ApiError {
 
 /// Sends one choice of the request to the proxy. If the proxy refuses it, the refusal is the end of the reply.
 fn submit(
-    frontend: &Frontend,
+    (frontend, reader): (&Frontend, &StreamReader),
     ask: &Ask,
     (choice, permit): (usize, Permit),
     grammar: Option<CompiledGrammar>,
@@ -224,14 +227,13 @@ fn submit(
     let (model, prompt) = (&frontend.model, ask.prompt_of(choice));
     // The decoder samples a token even if the request asks for none.
     let max_tokens = prompt.max_tokens.max(1);
-    let (live, source) =
-        LiveRequest::open(next_request(), max_tokens, &frontend.streams, &frontend.abort, permit.begin());
+    let live = LiveRequest::open(next_request(), max_tokens, reader, &frontend.abort, permit.begin());
     let finish = FinishRule::new(model.eos.clone());
     let rule = EndRule { max_tokens: prompt.max_tokens, ignore_eos: ask.ignore_eos, finish };
     let detokenizer = Detokenizer::new(Arc::clone(&model.tokenizer), ask.special_tokens);
     let detokenizer = detokenizer.showing(Arc::clone(&ask.marks));
     let give_up = period.end() + frontend.limits.grace;
-    let reply = Reply::new(live, source, rule, detokenizer, ask.stop.clone(), period.allowed, give_up);
+    let reply = Reply::new(live, rule, detokenizer, ask.stop.clone(), period.allowed, give_up);
     let generate = Generate {
         request: reply.request(),
         prompt: Arc::clone(&prompt.tokens),
@@ -253,7 +255,7 @@ fn submit(
                 SendError::Full(_) => Refused::Busy,
                 SendError::Closed(_) => Refused::ShuttingDown,
             };
-            reply.refused();
+            reply.refused(&frontend.streams);
             Err(refused.into())
         }
     }

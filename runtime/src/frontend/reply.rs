@@ -7,21 +7,19 @@ use actors::finish::FinishRule;
 use actors::request::{
     AbortOutcome, AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings,
 };
-use actors::streams::Streams;
+use actors::streams::{EventSource, StreamReader, Streams};
 use engine::{Logprobs, Token};
-use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
 use super::admission::Permit;
 use super::stop::{StopReason, StopRule, StopWatch};
 use super::tokenizer::Detokenizer;
 
-/// The guard of a live request. It owns an entry in the table of live streams, and the entry holds the admission permit. If the guard is
-/// dropped before the request has ended (the client has disconnected, or the frontend gave up), it removes the entry and sends
-/// [`AbortRequest`].
+/// The guard of a live request. Its source owns an entry in the table of live streams, and the entry holds the admission permit. If the guard is
+/// dropped before the request has ended (the client has disconnected, or the frontend gave up), it sends [`AbortRequest`].
 pub(super) struct LiveRequest {
     request: RequestId,
-    streams: Streams,
+    source: EventSource,
     abort: Recipient<AbortRequest>,
     ended: bool,
 }
@@ -31,13 +29,12 @@ impl LiveRequest {
     pub(super) fn open(
         request: RequestId,
         max_tokens: u32,
-        streams: &Streams,
+        reader: &StreamReader,
         abort: &Recipient<AbortRequest>,
         permit: Permit,
-    ) -> (Self, mpsc::Receiver<StreamEvent>) {
-        let source = streams.open(request, max_tokens, permit);
-        let live = Self { request, streams: streams.clone(), abort: abort.clone(), ended: false };
-        (live, source)
+    ) -> Self {
+        let source = reader.open(request, max_tokens, permit);
+        Self { request, source, abort: abort.clone(), ended: false }
     }
 
     /// Tells the decoder to produce no more tokens.
@@ -49,7 +46,6 @@ impl LiveRequest {
 
 impl Drop for LiveRequest {
     fn drop(&mut self) {
-        self.streams.close(self.request);
         if !self.ended {
             tracing::info!(request = %self.request, "request dropped before its end; aborting it");
             self.end(AbortOutcome::Cancelled);
@@ -147,7 +143,6 @@ impl Pieces {
 /// The answer for one choice.
 pub(super) struct Reply {
     live: LiveRequest,
-    source: mpsc::Receiver<StreamEvent>,
     pieces: Pieces,
     /// A stop string or token has completed the answer, and the decoder has been told.
     complete: bool,
@@ -160,7 +155,6 @@ impl Reply {
     /// from the arrival of the request to the deadline.
     pub(super) fn new(
         live: LiveRequest,
-        source: mpsc::Receiver<StreamEvent>,
         rule: EndRule,
         detokenizer: Detokenizer,
         stop: StopRule,
@@ -170,7 +164,7 @@ impl Reply {
         let stop = StopWatch::new(stop);
         let pieces = Pieces { rule, detokenizer, stop, tokens: 0, held: None, prompt: None };
         let deadline_ms = allowed.as_millis() as u64;
-        Self { live, source, pieces, complete: false, give_up, deadline_ms }
+        Self { live, pieces, complete: false, give_up, deadline_ms }
     }
 
     /// The request id.
@@ -179,17 +173,17 @@ impl Reply {
     }
 
     /// Drops the reply after the proxy has refused the request. There is nothing to abort.
-    pub(super) fn refused(mut self) {
-        self.live.streams.refuse(self.live.request);
+    pub(super) fn refused(mut self, streams: &Streams) {
+        streams.refuse(self.live.request);
         self.live.ended = true;
     }
 
     /// Waits for the next piece until `give_up`. The future may be dropped and created again. Must not be called after the end.
     pub(super) async fn next(&mut self) -> Result<Piece, RequestError> {
         loop {
-            let event = match timeout_at(self.give_up.into(), self.source.recv()).await {
+            let event = match timeout_at(self.give_up.into(), self.live.source.recv()).await {
                 Ok(Some(event)) => event,
-                // The sender of events was dropped without a final event.
+                // The stream was closed without a final event.
                 Ok(None) => return self.given_up(RequestError::Aborted),
                 Err(_) => return self.given_up(RequestError::Deadline { deadline_ms: self.deadline_ms }),
             };
@@ -207,7 +201,7 @@ impl Reply {
 
     /// The next piece, if it has arrived.
     pub(super) fn next_now(&mut self) -> Option<Result<Piece, RequestError>> {
-        while let Ok(event) = self.source.try_recv() {
+        while let Some(event) = self.live.source.next_now() {
             if let Some(piece) = self.take(event).transpose() {
                 return Some(piece);
             }

@@ -111,7 +111,12 @@ impl OpenFilePlan {
         let reserved = open_files::reserved(config.sessions(), subscribers);
         Self {
             wanted,
-            connections: open_files::connections(open_files, wanted.max(Limits::CONNECTIONS), ports, reserved),
+            connections: open_files::connections(
+                open_files,
+                wanted.max(Limits::CONNECTIONS),
+                ports,
+                reserved,
+            ),
             needed: open_files::needed(wanted, ports, reserved),
         }
     }

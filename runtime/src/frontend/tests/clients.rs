@@ -29,7 +29,7 @@ fn a_silent_stream_sends_keep_alive_comments() {
     for _ in 0..2 {
         assert_eq!(stream.next().as_ref(), Some(&keep_alive));
     }
-    assert!(server.shared.streams.token(request, 97.into()));
+    assert!(server.shared.streams.batch().token(request, 97.into()));
     let role = stream.next_event();
     assert!(role.contains(r#""delta":{"role":"assistant","content":""}"#), "{role}");
     let token = stream.next_event();
@@ -47,7 +47,9 @@ fn a_failure_after_the_start_is_an_event() {
     let body = json!({"messages": [{"role": "user", "content": "a"}], "stream": true}).to_string();
     let mut stream = LiveStream::of(server.http.send("/v1/chat/completions", &body, &[]));
     let request = server.next_request();
-    assert!(server.shared.streams.end(request, StreamEvent::Failed(RequestError::Engine("x".into()))));
+    assert!(
+        server.shared.streams.batch().end(request, StreamEvent::Failed(RequestError::Engine("x".into())))
+    );
     assert_eq!(
         stream.next_event(),
         r#"{"error":{"message":"engine failed: x","type":"InternalServerError","param":null,"code":500}}"#

@@ -128,14 +128,14 @@ impl ScriptedProxy {
     /// Answers with `tokens`, repeated up to the request's end.
     fn answer(&self, generate: &Generate, tokens: &[u32]) {
         if let Some(top) = generate.prompt_logprobs {
-            self.streams.prompt(generate.request, prompt_logprobs(&generate.prompt, top));
+            self.streams.batch().prompt(generate.request, prompt_logprobs(&generate.prompt, top));
         }
         let mut sent = 0;
         for token in tokens.iter().cycle() {
             sent += 1;
             let logprobs = |_| Logprobs { sampled: -0.5, rank: 1, top: vec![(*token, -0.5)] };
             let logprobs = generate.sampling.logprobs.map(logprobs).map(Box::new);
-            self.streams.token(generate.request, Token { id: *token, logprobs });
+            self.streams.batch().token(generate.request, Token { id: *token, logprobs });
             let is_stop = *token == EOS && !generate.ignore_eos;
             if is_stop || sent == generate.max_tokens {
                 let reason = if is_stop { FinishReason::Stop } else { FinishReason::Length };
@@ -149,7 +149,7 @@ impl ScriptedProxy {
                     ..Timings::default()
                 };
                 let end = StreamEvent::Finished { reason, timings: Box::new(timings) };
-                self.streams.end(generate.request, end);
+                self.streams.batch().end(generate.request, end);
                 return;
             }
         }
@@ -178,17 +178,18 @@ impl Handler<Generate> for ScriptedProxy {
     fn handle(&mut self, generate: Generate, _: &mut Context<Self>) {
         let request = generate.request;
         self.grammars.lock().unwrap().push(generate.grammar.clone());
-        let send = |tokens: u32| (0..tokens).for_each(|_| assert!(self.streams.token(request, 97.into())));
+        let send =
+            |tokens: u32| (0..tokens).for_each(|_| assert!(self.streams.batch().token(request, 97.into())));
         match &self.script {
             Script::Echo => self.answer(&generate, &generate.prompt),
             Script::Tokens(tokens) => self.answer(&generate, tokens),
             Script::Hold(tokens) => send(*tokens),
             Script::Fail(tokens, error) => {
                 send(*tokens);
-                self.streams.end(request, StreamEvent::Failed(error.clone()));
+                self.streams.batch().end(request, StreamEvent::Failed(error.clone()));
             }
             Script::Refuse(refused) => {
-                self.streams.end(request, StreamEvent::Failed(refused.clone().into()));
+                self.streams.batch().end(request, StreamEvent::Failed(refused.clone().into()));
                 return;
             }
             Script::Forget => self.streams.close(request),
@@ -205,7 +206,7 @@ impl Handler<AbortRequest> for ScriptedProxy {
         if let AbortOutcome::Completed { tokens: completion_tokens } = outcome {
             let timings = Timings { completion_tokens, ..Timings::default() };
             let end = StreamEvent::Finished { reason: FinishReason::Stop, timings: Box::new(timings) };
-            self.streams.end(request, end);
+            self.streams.batch().end(request, end);
         }
         let _ = self.aborts.send(request);
     }
@@ -295,7 +296,7 @@ impl Server {
     /// Ends a request that the actor took.
     pub(super) fn finish(&self, request: RequestId) {
         let end = StreamEvent::Finished { reason: FinishReason::Length, timings: Box::default() };
-        assert!(self.shared.streams.end(request, end));
+        assert!(self.shared.streams.batch().end(request, end));
     }
 
     /// Waits until this many answers run and this many wait.
