@@ -1,4 +1,7 @@
 //! `cargo xtask test`: runs all checks and tests, the cheapest first, and stops at the first failure.
+//!
+//! Cargo chooses the features of a dependency from the packages that a command names. All steps that compile programs name the whole workspace with
+//! its tests, so that each dependency is compiled once.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -7,28 +10,48 @@ use anyhow::{Context, Result, bail};
 
 use crate::{fetch, place};
 
-/// One cargo command of the suite.
+/// One command of the suite.
 struct Step {
     name: &'static str,
+    program: Program,
     arguments: &'static [&'static str],
     variable: Option<(&'static str, &'static str)>,
 }
 
 impl Step {
     const fn new(name: &'static str, arguments: &'static [&'static str]) -> Self {
-        Self { name, arguments, variable: None }
+        Self { name, program: Program::Cargo, arguments, variable: None }
+    }
+
+    /// A step that runs the simulator, which an earlier step builds.
+    const fn simulator(name: &'static str, arguments: &'static [&'static str]) -> Self {
+        Self { name, program: Program::Simulator, arguments, variable: None }
     }
 
     fn line(&self) -> String {
         let variable = self.variable.map(|(name, value)| format!("{name}={value} ")).unwrap_or_default();
-        format!("{variable}cargo {}", self.arguments.join(" "))
+        let program = match self.program {
+            Program::Cargo => "cargo",
+            Program::Simulator => "target/debug/sim",
+        };
+        format!("{variable}{program} {}", self.arguments.join(" "))
     }
 
     fn command(&self) -> Command {
-        let mut cargo = place::cargo();
-        cargo.args(self.arguments).envs(self.variable);
-        cargo
+        let mut command = match self.program {
+            Program::Cargo => place::cargo(),
+            Program::Simulator => Command::new(place::target().join("debug/sim")),
+        };
+        command.args(self.arguments).envs(self.variable);
+        command
     }
+}
+
+/// The program of a step.
+#[derive(Clone, Copy)]
+enum Program {
+    Cargo,
+    Simulator,
 }
 
 /// The steps in order. Process tests start the `runtime` binary, so it is built before them.
@@ -41,46 +64,18 @@ fn steps(nextest: bool) -> Vec<Step> {
         ),
         Step {
             name: "docs",
+            program: Program::Cargo,
             arguments: &["doc", "--workspace", "--no-deps", "--locked"],
             variable: Some(("RUSTDOCFLAGS", "-Dwarnings")),
         },
         Step::new(
             "no GPU",
-            &["test", "-p", "runtime", "--features", "cuda", "--test", "no_gpu", "--locked", "--quiet"],
+            &["test", "--workspace", "--features", "runtime/cuda", "--test", "no_gpu", "--locked", "--quiet"],
         ),
         // After "no GPU", which builds the binary with another feature.
-        Step::new("build", &["build", "-p", "runtime", "--locked"]),
-        Step::new(
-            "histories",
-            &[
-                "run",
-                "--quiet",
-                "--locked",
-                "-p",
-                "integration-tests",
-                "--bin",
-                "sim",
-                "--",
-                "--minutes",
-                "1",
-            ],
-        ),
-        Step::new(
-            "histories of fleets",
-            &[
-                "run",
-                "--quiet",
-                "--locked",
-                "-p",
-                "integration-tests",
-                "--bin",
-                "sim",
-                "--",
-                "--fleet",
-                "--minutes",
-                "0.5",
-            ],
-        ),
+        Step::new("build", &["build", "--workspace", "--all-targets", "--locked"]),
+        Step::simulator("histories", &["--minutes", "1"]),
+        Step::simulator("histories of fleets", &["--fleet", "--minutes", "0.5"]),
     ];
     if nextest {
         // nextest does not run the examples in the documentation.
@@ -118,7 +113,7 @@ pub(crate) fn run() -> Result<()> {
     let outcome = steps(has_nextest()).iter().try_for_each(|step| {
         println!("\n== {}: {}", step.name, step.line());
         let begin = Instant::now();
-        let status = step.command().status().context("cannot start cargo")?;
+        let status = step.command().status().with_context(|| format!("cannot start {}", step.line()))?;
         table.push((step.name, begin.elapsed()));
         if !status.success() {
             bail!("{} failed: `{}` ended with {status}", step.name, step.line());

@@ -78,7 +78,7 @@ pub(super) struct Row<'a> {
 }
 
 /// Milliseconds with three places.
-pub(super) fn rounded_ms(duration: Duration) -> f64 {
+fn rounded_ms(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 

@@ -2,42 +2,63 @@
 //!
 //! A streamed answer has only the parts that have ended when its head is sent.
 
+use std::fmt::Write as _;
+
 use actors::request::Timings;
 
 use super::begin::Begin;
-use super::recent::rounded_ms;
 
 /// The name of the header.
 pub(super) const SERVER_TIMING: &str = "server-timing";
 
 /// The parts of a streamed answer whose first token has come: reading the request, the queue, and the time from its arrival to that token.
 pub(super) fn of_stream(begin: &Begin) -> String {
-    format!("{}, ttft;dur={}", of_begin(begin), rounded_ms(begin.arrived.elapsed()))
+    let mut text = of_begin(begin);
+    push(&mut text, "ttft", begin.arrived.elapsed().as_micros() as u64);
+    text
 }
 
 /// The parts of a whole answer. `decode` ends with the last token, `total` now. If the decoder has not reported its times, only those before.
 pub(super) fn of_answer(begin: &Begin, timings: &Timings) -> String {
+    let mut text = of_begin(begin);
     if timings.prompt_tokens == 0 {
-        return of_begin(begin);
+        return text;
     }
     let Timings { routed_ms, placed_ms, prefilled_ms, exposed_ms, first_token_ms, decode_ms, .. } = *timings;
     let hand_over = if timings.disaggregated { exposed_ms } else { 0.0 };
-    let parts = [
+    for (name, ms) in [
         ("route", routed_ms),
         ("pages", placed_ms - routed_ms),
         ("prefill", prefilled_ms - placed_ms),
         ("handover", hand_over),
         ("decode", first_token_ms + decode_ms - prefilled_ms - hand_over),
-        ("total", rounded_ms(begin.arrived.elapsed())),
-    ];
-    let parts = parts.map(|(name, ms)| format!(", {name};dur={}", (ms.max(0.0) * 1e3).round() / 1e3));
-    of_begin(begin) + &parts.concat()
+    ] {
+        // The conversion saturates, so less than no time becomes 0.
+        push(&mut text, name, (ms * 1e3).round() as u64);
+    }
+    push(&mut text, "total", begin.arrived.elapsed().as_micros() as u64);
+    text
 }
 
 fn of_begin(begin: &Begin) -> String {
     let read = begin.read.saturating_duration_since(begin.arrived);
     let queue = begin.began.saturating_duration_since(begin.read);
-    format!("read;dur={}, queue;dur={}", rounded_ms(read), rounded_ms(queue))
+    let mut text = String::with_capacity(200);
+    push(&mut text, "read", read.as_micros() as u64);
+    push(&mut text, "queue", queue.as_micros() as u64);
+    text
+}
+
+/// Adds a part with its duration in milliseconds. Numbers are written as integers, because a floating-point number takes ten times as long.
+fn push(text: &mut String, name: &str, micros: u64) {
+    let between = if text.is_empty() { "" } else { ", " };
+    let (whole, thousandths) = (micros / 1000, micros % 1000);
+    // Writing to a string cannot fail.
+    let _ = write!(text, "{between}{name};dur={whole}");
+    if thousandths > 0 {
+        let _ = write!(text, ".{thousandths:03}");
+        text.truncate(text.trim_end_matches('0').len());
+    }
 }
 
 #[cfg(test)]
