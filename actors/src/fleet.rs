@@ -222,6 +222,12 @@ impl FleetState {
         self.nodes.values().filter(|node| node.is_ready(now)).count()
     }
 
+    /// Whether this node is one of the [ready](Self::ready) ones.
+    pub fn is_ready(&self, now: Instant, id: NodeId) -> bool {
+        let now = self.ran(now);
+        self.nodes.get(&id).is_some_and(|node| node.is_ready(now))
+    }
+
     /// The number of nodes that are not [ready](Self::ready), except those whose last report says that they only prefill.
     pub fn unready(&self, now: Instant) -> usize {
         let now = self.ran(now);

@@ -12,7 +12,9 @@
 mod client;
 mod counts;
 mod forward;
+mod live;
 mod poll;
+mod record;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,9 +35,11 @@ use tokio::sync::watch;
 use super::api_error::ApiError;
 use super::handlers::version;
 use super::limits::Limits;
+use super::live::LiveFeed;
 use super::memory::InputMemory;
-
+use super::node_report::NodeReport;
 use super::openai::ApiKind;
+use super::recent::RecentRequests;
 use super::response::json;
 use super::served_model::ServedModel;
 use super::{METRICS_TYPE, WriteMetrics, get, listen, post};
@@ -43,6 +47,8 @@ use crate::drain::{Drain, DrainStage};
 use crate::tls::{HttpTls, NodesTls};
 use crate::traces::Traces;
 use counts::{AnswerSource, NodeCounts, ProxyCounts, ProxyGauges};
+
+use record::ForwardedRequest;
 
 pub(crate) use client::with_causes;
 pub(crate) use counts::write_none;
@@ -61,6 +67,8 @@ struct FleetMember {
     /// It has left the fleet, and is asked no more.
     is_gone: AtomicBool,
     counts: Arc<NodeCounts>,
+    /// The last report that it gave.
+    report: Mutex<Option<NodeReport>>,
 }
 
 /// Minimum time between two warnings about requests of the same node. When a node dies, all its requests fail.
@@ -69,7 +77,13 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 impl FleetMember {
     fn new(id: NodeId, address: Arc<str>, counts: &ProxyCounts) -> Self {
         let (is_gone, counts) = (AtomicBool::new(false), counts.node(&address));
-        Self { id, address, cut: watch::Sender::new(0), warned: Mutex::new(None), is_gone, counts }
+        let cut = watch::Sender::new(0);
+        Self { id, address, cut, warned: Mutex::default(), is_gone, counts, report: Mutex::default() }
+    }
+
+    /// The last report that the node gave.
+    fn report(&self) -> Option<NodeReport> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Warns about a request, unless it did so a moment ago.
@@ -104,6 +118,10 @@ pub struct FleetProxy {
     /// The drain of the process.
     drain: Drain,
     traces: Traces,
+    /// The newest requests that have ended.
+    recent: RecentRequests<ForwardedRequest>,
+    /// The live page; `None` if the port does not serve it.
+    page: Option<LiveFeed>,
 }
 
 /// The configuration of a [`FleetProxy`].
@@ -134,6 +152,10 @@ pub struct FleetSettings {
     pub ttft_target: Duration,
     /// Records requests, for a collector of traces.
     pub traces: Traces,
+    /// `request.recent`.
+    pub recent: usize,
+    /// `frontend.page`.
+    pub has_page: bool,
 }
 
 /// The state of a [`FleetProxy`] at one moment.
@@ -166,6 +188,8 @@ impl FleetProxy {
             index_bytes,
             ttft_target,
             traces,
+            recent,
+            has_page,
         } = settings;
         let mut state = FleetState::new(index_bytes, ttft_target, random_word());
         let counts = ProxyCounts::default();
@@ -185,8 +209,10 @@ impl FleetProxy {
             tls,
             counts,
             more_metrics,
+            page: has_page.then(|| LiveFeed::new(drain.clone())),
             drain,
             traces,
+            recent: RecentRequests::new(recent),
         }
     }
 
@@ -231,7 +257,10 @@ impl FleetProxy {
                 .service(get("/v1/models", web::get().to(models)))
                 .service(get("/health", web::get().to(health)))
                 .service(get("/ping", web::get().to(ping)).route(web::post().to(ping)))
-                .service(get("/live", web::get().to(live)))
+                .service(get("/live", web::get().to(alive)))
+                .service(get("/debug/requests", web::get().to(live::requests)))
+                .service(get("/debug/live", web::get().to(live::stream)))
+                .service(get("/", web::get().to(live::page)))
                 .service(get("/version", web::get().to(version)))
                 .service(get("/metrics", web::get().to(metrics)));
         })
@@ -243,6 +272,18 @@ impl FleetProxy {
 
     fn ready(&self) -> usize {
         self.state().ready(Instant::now())
+    }
+
+    /// The state in one word, and its reason.
+    fn word(&self) -> (&'static str, Option<&'static str>) {
+        match (self.drain.stage(), self.ready()) {
+            (DrainStage::Serving, 0) => ("down", Some("no node takes requests")),
+            (DrainStage::Serving, _) => ("ok", None),
+            _ => (
+                "draining",
+                Some("the proxy is draining: it finishes its requests and is to get no new ones"),
+            ),
+        }
     }
 
     /// The HTTP status of `/health` and `/ping`.
@@ -300,11 +341,7 @@ async fn health(proxy: Shared) -> HttpResponse {
         live_requests: usize,
     }
     let (ready, nodes, live_requests) = (proxy.ready(), proxy.members().len(), proxy.state().live());
-    let (status, reason) = match (proxy.drain.stage(), ready) {
-        (DrainStage::Serving, 0) => ("down", Some("no node takes requests")),
-        (DrainStage::Serving, _) => ("ok", None),
-        _ => ("draining", Some("the proxy is draining: it finishes its requests and is to get no new ones")),
-    };
+    let (status, reason) = proxy.word();
     let health = Health {
         status,
         reason,
@@ -322,7 +359,7 @@ async fn ping(proxy: Shared) -> HttpResponse {
 }
 
 /// A proxy whose nodes are gone is alive: a restart would not help.
-async fn live() -> HttpResponse {
+async fn alive() -> HttpResponse {
     HttpResponse::Ok().finish()
 }
 

@@ -42,84 +42,120 @@ const READ_WITHIN: Duration = Duration::from_secs(20);
 const AGE_MAX: Duration = Duration::from_secs(300);
 
 /// Maximum number of ended requests in a snapshot, the newest ones.
-const REQUESTS_MAX: usize = 256;
+pub(super) const REQUESTS_MAX: usize = 256;
 
-/// The live page of a process: what it shows beside the parts of a [`Frontend`]. Cheap to clone; clones share the limit of streams.
+/// The document of the live page, and the streams of snapshots that it shows. Cheap to clone; clones share the limit of streams.
 #[derive(Clone)]
-pub struct LivePage {
+pub(super) struct LiveFeed {
     text: Arc<PageText>,
-    counters: Counters,
-    peers: PeerMetrics,
-    ring_pages: u32,
     began: Instant,
     drain: Drain,
     streams: Arc<Semaphore>,
 }
 
-impl LivePage {
-    /// The page of a process that starts now. `ring_pages` is the maximum of its outstanding credits.
-    pub fn new(counters: Counters, peers: PeerMetrics, ring_pages: u32, drain: Drain) -> Self {
-        Self {
-            text: Arc::new(PageText::new()),
-            counters,
-            peers,
-            ring_pages,
-            began: Instant::now(),
-            drain,
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-        }
+impl LiveFeed {
+    /// The page of a process that starts now.
+    pub(super) fn new(drain: Drain) -> Self {
+        let streams = Arc::new(Semaphore::new(STREAMS_MAX));
+        Self { text: Arc::new(PageText::new()), began: Instant::now(), drain, streams }
     }
 
     /// The document.
     pub(super) fn text(&self) -> &PageText {
         &self.text
     }
+
+    /// The time since the process started.
+    pub(super) fn uptime(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Answers with a stream of snapshots. `snapshot` writes one as JSON. `has_key` tells that the port has an API key.
+    pub(super) fn respond(
+        self,
+        has_key: bool,
+        request: HttpRequest,
+        snapshot: impl FnMut() -> String + 'static,
+    ) -> HttpResponse {
+        if let Err(error) = operator::check(has_key, &request) {
+            return error.response();
+        }
+        let Ok(permit) = Arc::clone(&self.streams).try_acquire_owned() else {
+            let message =
+                format!("{STREAMS_MAX} clients read /debug/live, the maximum; close another live page");
+            return ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).response();
+        };
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let live = SnapshotStream {
+            feed: self,
+            snapshot,
+            request,
+            ticks,
+            began: Instant::now(),
+            is_over: false,
+            _permit: permit,
+        };
+        HttpResponse::Ok()
+            .content_type("application/x-ndjson")
+            .insert_header((CACHE_CONTROL, "no-store"))
+            .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
+            .streaming(lines(live))
+    }
+}
+
+/// The live page of a node: what it shows beside the parts of a [`Frontend`]. Cheap to clone; clones share the limit of streams.
+#[derive(Clone)]
+pub struct LivePage {
+    feed: LiveFeed,
+    counters: Counters,
+    peers: PeerMetrics,
+    ring_pages: u32,
+}
+
+impl LivePage {
+    /// The page of a process that starts now. `ring_pages` is the maximum of its outstanding credits.
+    pub fn new(counters: Counters, peers: PeerMetrics, ring_pages: u32, drain: Drain) -> Self {
+        Self { feed: LiveFeed::new(drain), counters, peers, ring_pages }
+    }
+
+    /// The document.
+    pub(super) fn text(&self) -> &PageText {
+        self.feed.text()
+    }
 }
 
 /// The state of a stream between two snapshots.
-struct SnapshotStream {
-    frontend: Arc<Frontend>,
-    page: LivePage,
+struct SnapshotStream<S> {
+    feed: LiveFeed,
+    snapshot: S,
     request: HttpRequest,
     ticks: Interval,
-    /// Number of ended requests that the client knows.
-    seen: u64,
     is_over: bool,
     began: Instant,
     _permit: OwnedSemaphorePermit,
 }
 
+/// The snapshots of a node, each with the requests that have ended since the one before.
 pub(super) async fn stream(frontend: web::Data<Frontend>, request: HttpRequest) -> HttpResponse {
     let Some(page) = frontend.page.clone() else { return no_such_path(request).await };
-    if let Err(error) = operator::check(frontend.api_key.is_some(), &request) {
-        return error.response();
-    }
-    let Ok(permit) = Arc::clone(&page.streams).try_acquire_owned() else {
-        let message = format!("{STREAMS_MAX} clients read /debug/live, the maximum; close another live page");
-        return ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).response();
-    };
-    let mut ticks = interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let frontend = frontend.into_inner();
-    let live = SnapshotStream {
-        frontend,
-        page,
-        request,
-        ticks,
-        began: Instant::now(),
-        seen: 0,
-        is_over: false,
-        _permit: permit,
-    };
-    HttpResponse::Ok()
-        .content_type("application/x-ndjson")
-        .insert_header((CACHE_CONTROL, "no-store"))
-        .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
-        .streaming(lines(live))
+    let has_key = frontend.api_key.is_some();
+    let mut seen = 0;
+    page.feed.clone().respond(has_key, request, move || {
+        let ended = frontend.observed.recent.since(seen, REQUESTS_MAX);
+        seen = ended.added;
+        let facts = snapshot::LiveFacts {
+            counters: &page.counters,
+            peers: page.peers.report(),
+            ring_pages: page.ring_pages,
+            uptime: page.feed.uptime(),
+        };
+        json(&snapshot::LiveSnapshot::new(&frontend, &(frontend.health)(), facts, &ended))
+    })
 }
 
 /// A snapshot each second. The last one shows a process that drains.
-fn lines(live: SnapshotStream) -> impl Stream<Item = Result<Bytes, Infallible>> {
+fn lines(live: SnapshotStream<impl FnMut() -> String>) -> impl Stream<Item = Result<Bytes, Infallible>> {
     unfold(live, |mut live| async move {
         if live.is_over {
             return None;
@@ -127,31 +163,14 @@ fn lines(live: SnapshotStream) -> impl Stream<Item = Result<Bytes, Infallible>> 
         live.is_over = live.began.elapsed() >= AGE_MAX;
         tokio::select! {
             biased;
-            () = live.page.drain.reached(DrainStage::Refusing) => live.is_over = true,
+            () = live.feed.drain.reached(DrainStage::Refusing) => live.is_over = true,
             _ = live.ticks.tick() => (),
         }
         if let Some(connection) = Connection::of(&live.request) {
             connection.answers_until(Instant::now() + READ_WITHIN);
         }
-        let line = live.line();
+        let mut line = (live.snapshot)();
+        line.push('\n');
         Some((Ok(Bytes::from(line)), live))
     })
-}
-
-impl SnapshotStream {
-    /// The snapshot of this moment, with the requests that have ended since the last one.
-    fn line(&mut self) -> String {
-        let ended = self.frontend.observed.recent.since(self.seen, REQUESTS_MAX);
-        self.seen = ended.added;
-        let facts = snapshot::LiveFacts {
-            counters: &self.page.counters,
-            peers: self.page.peers.report(),
-            ring_pages: self.page.ring_pages,
-            uptime: self.page.began.elapsed(),
-        };
-        let mut line =
-            json(&snapshot::LiveSnapshot::new(&self.frontend, &(self.frontend.health)(), facts, &ended));
-        line.push('\n');
-        line
-    }
 }

@@ -50,7 +50,7 @@ pub struct Observed {
     turned_away: [AtomicU64; TURNED_AWAY.len()],
     handed_over: Mutex<HandedOver>,
     /// The newest ended requests.
-    pub(super) recent: RecentRequests,
+    pub(super) recent: RecentRequests<RecentRequest>,
 }
 
 /// Times to the first token of requests that a sender prefilled.

@@ -60,15 +60,23 @@ fn hash(text: &str) -> String {
     format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
 }
 
+impl PageText {
+    /// The answer of `GET /`.
+    pub(super) fn response(&self) -> HttpResponse {
+        HttpResponse::Ok()
+            .content_type("text/html; charset=utf-8")
+            .insert_header((CONTENT_SECURITY_POLICY, self.policy.as_str()))
+            .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
+            .insert_header((REFERRER_POLICY, "no-referrer"))
+            // A browser asks again, so that it shows the page of the running version.
+            .insert_header((CACHE_CONTROL, "no-cache"))
+            .body(self.html.clone())
+    }
+}
+
 pub(super) async fn show(frontend: web::Data<Frontend>, request: HttpRequest) -> HttpResponse {
-    let Some(page) = &frontend.page else { return no_such_path(request).await };
-    let PageText { html, policy } = page.text();
-    HttpResponse::Ok()
-        .content_type("text/html; charset=utf-8")
-        .insert_header((CONTENT_SECURITY_POLICY, policy.as_str()))
-        .insert_header((X_CONTENT_TYPE_OPTIONS, "nosniff"))
-        .insert_header((REFERRER_POLICY, "no-referrer"))
-        // A browser asks again, so that it shows the page of the running version.
-        .insert_header((CACHE_CONTROL, "no-cache"))
-        .body(html.clone())
+    match &frontend.page {
+        Some(page) => page.text().response(),
+        None => no_such_path(request).await,
+    }
 }

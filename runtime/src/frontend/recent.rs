@@ -16,26 +16,25 @@ use super::ended::Ended;
 use super::operator;
 use super::response::json;
 
-/// The newest ended requests.
-pub(super) struct RecentRequests {
+/// The newest ended requests of a node or of a proxy.
+pub(super) struct RecentRequests<R> {
     most: usize,
-    list: Mutex<RecentList>,
+    list: Mutex<RecentList<R>>,
 }
 
-#[derive(Default)]
-struct RecentList {
+struct RecentList<R> {
     /// Number of requests that were added since the start.
     added: u64,
     /// The newest last.
-    requests: VecDeque<Arc<RecentRequest>>,
+    requests: VecDeque<Arc<R>>,
 }
 
 /// Requests that have ended since an earlier moment.
-pub(super) struct EndedSince {
+pub(super) struct EndedSince<R> {
     /// Number of requests that were added since the start.
     pub(super) added: u64,
     /// The newest first.
-    pub(super) requests: Vec<Arc<RecentRequest>>,
+    pub(super) requests: Vec<Arc<R>>,
 }
 
 /// An answer that has ended.
@@ -78,7 +77,7 @@ pub(super) struct Row<'a> {
 }
 
 /// Milliseconds with three places.
-fn rounded_ms(duration: Duration) -> f64 {
+pub(super) fn rounded_ms(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 
@@ -130,14 +129,14 @@ pub(super) fn time_of(time: SystemTime) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
 }
 
-impl RecentRequests {
+impl<R> RecentRequests<R> {
     /// Keeps the newest `most` requests.
     pub(super) fn new(most: usize) -> Self {
-        Self { most, list: Mutex::default() }
+        Self { most, list: Mutex::new(RecentList { added: 0, requests: VecDeque::new() }) }
     }
 
     /// Adds a request and forgets the oldest one if there are too many.
-    pub(super) fn add(&self, ended: impl FnOnce() -> RecentRequest) {
+    pub(super) fn add(&self, ended: impl FnOnce() -> R) {
         if self.most == 0 {
             return;
         }
@@ -151,13 +150,13 @@ impl RecentRequests {
     }
 
     /// The newest first.
-    fn newest_first(&self) -> Vec<Arc<RecentRequest>> {
+    pub(super) fn newest_first(&self) -> Vec<Arc<R>> {
         let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.requests.iter().rev().cloned().collect()
     }
 
     /// The newest requests that were added after the first `seen` ones, at most `most`.
-    pub(super) fn since(&self, seen: u64, most: usize) -> EndedSince {
+    pub(super) fn since(&self, seen: u64, most: usize) -> EndedSince<R> {
         let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         let count = usize::try_from(list.added.saturating_sub(seen)).unwrap_or(usize::MAX).min(most);
         EndedSince { added: list.added, requests: list.requests.iter().rev().take(count).cloned().collect() }
@@ -165,14 +164,25 @@ impl RecentRequests {
 }
 
 pub(super) async fn list(frontend: web::Data<Frontend>, request: HttpRequest) -> HttpResponse {
-    #[derive(Serialize)]
-    struct List<'a> {
-        requests: Vec<Row<'a>>,
-    }
-    if let Err(error) = operator::check(frontend.api_key.is_some(), &request) {
-        return error.response();
-    }
     let newest = frontend.observed.recent.newest_first();
-    let list = List { requests: newest.iter().map(|ended| ended.row()).collect() };
-    HttpResponse::Ok().content_type("application/json").body(json(&list))
+    respond(frontend.api_key.is_some(), &request, || newest.iter().map(|ended| ended.row()).collect())
+}
+
+/// Answers with the list of requests. `has_key` tells that the port has an API key.
+pub(super) fn respond<R: Serialize>(
+    has_key: bool,
+    request: &HttpRequest,
+    rows: impl FnOnce() -> Vec<R>,
+) -> HttpResponse {
+    #[derive(Serialize)]
+    struct List<R> {
+        requests: Vec<R>,
+    }
+    match operator::check(has_key, request) {
+        Ok(()) => {
+            let list = json(&List { requests: rows() });
+            HttpResponse::Ok().content_type("application/json").body(list)
+        }
+        Err(error) => error.response(),
+    }
 }

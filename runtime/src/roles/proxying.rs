@@ -55,6 +55,8 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         index_bytes: config.routing.index_bytes.0,
         ttft_target: config.routing.ttft_target,
         traces: traces.clone(),
+        recent: config.request.recent,
+        has_page: config.frontend.page,
     }));
     actix::System::new().block_on(async {
         let result = serve(config, drain, membership, proxy, listener, began).await;

@@ -121,6 +121,11 @@ impl NodeCounts {
         self.attempts[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Requests that the node has answered in this way.
+    pub(super) fn of(&self, outcome: AttemptOutcome) -> u64 {
+        self.attempts[outcome as usize].load(Ordering::Relaxed)
+    }
+
     /// A request is sent to the node.
     pub(super) fn attempt(&self) -> Attempt<'_> {
         Attempt { counts: self, outcome: AttemptOutcome::Abandoned }
@@ -156,6 +161,8 @@ pub(super) struct ProxyCounts {
     pub(super) broken: AtomicU64,
     /// By [`AnswerSource`], and then by [`STATUSES`] and the others.
     responses: [[AtomicU64; STATUSES.len() + 1]; AnswerSource::NAMES.len()],
+    /// Complete answers with status 200.
+    pub(super) finished: AtomicU64,
     first_byte: Histogram,
     whole: Histogram,
     /// At most [`NODES_MAX`].
@@ -183,6 +190,7 @@ impl Default for ProxyCounts {
             refused: AtomicU64::default(),
             broken: AtomicU64::default(),
             responses: Default::default(),
+            finished: AtomicU64::default(),
             first_byte: Histogram::seconds(FIRST_BYTE_SECONDS),
             whole: Histogram::seconds(REQUEST_SECONDS),
             nodes: Mutex::default(),
@@ -223,6 +231,7 @@ impl ProxyCounts {
 
     /// An answer is complete, this long after the request.
     pub(super) fn completed(&self, after: Duration) {
+        self.finished.fetch_add(1, Ordering::Relaxed);
         self.whole.add(after.as_secs_f64());
     }
 

@@ -19,6 +19,7 @@ use tokio::time::timeout_at;
 
 use super::client::{self, SendError, ToNode};
 use super::counts::{AnswerSource, AttemptOutcome};
+use super::record::ForwardNotes;
 use super::{FleetMember, FleetProxy, refused};
 use crate::frontend::api_error::{ApiError, DRAINING};
 use crate::frontend::body::{self, Body};
@@ -49,6 +50,7 @@ struct Live {
     name: String,
     /// When the head of the request arrived.
     arrived: Instant,
+    notes: ForwardNotes,
     /// How far a successful answer has come; `None` before its head, and for errors.
     progress: Option<AnswerProgress>,
     trace: Option<Arc<RequestTrace>>,
@@ -86,6 +88,7 @@ impl Live {
             ticket,
             name,
             arrived,
+            notes: ForwardNotes::new(arrived),
             progress: None,
             trace,
             unrecorded,
@@ -98,7 +101,9 @@ impl Live {
         let is_data = !part.is_empty() && part != KEEP_ALIVE.as_bytes();
         if is_data && self.progress == Some(AnswerProgress::Head) {
             self.progress = Some(AnswerProgress::Bytes);
-            self.proxy.counts.first_byte(self.arrived.elapsed());
+            let first_byte = self.arrived.elapsed();
+            self.notes.first_byte = Some(first_byte);
+            self.proxy.counts.first_byte(first_byte);
         }
     }
 
@@ -108,6 +113,7 @@ impl Live {
         if let Some(trace) = &self.trace {
             trace.finished();
         }
+        self.notes.outcome = if self.progress.is_some() { "answered" } else { "rejected" };
         if self.progress.replace(AnswerProgress::Complete) == Some(AnswerProgress::Bytes) {
             self.proxy.counts.completed(self.arrived.elapsed());
         }
@@ -117,6 +123,8 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         self.proxy.state().ended(Instant::now(), self.ticket);
+        let trace = || self.trace.as_ref().map(|trace| trace.id());
+        self.proxy.recent.add(|| self.notes.ended(&self.name, trace()));
     }
 }
 
@@ -186,12 +194,16 @@ async fn answer(
     })?;
     let wanted = http.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let name = request_name(wanted.or(routed.request_id.as_deref()));
-    let live = Live::new(proxy, http, ticket.id, name, (arrived, trace));
+    let mut live = Live::new(proxy, http, ticket.id, name, (arrived, trace));
     let mut key_refused = false;
     loop {
         let member = proxy.member(ticket.decode_on);
         let answer = match &member {
-            Some(member) => attempt(&live, http.uri().path(), member, &ticket, deadline, &bytes).await,
+            Some(member) => {
+                let prefiller = ticket.prefill_on.map(|prefiller| prefiller.to_string());
+                live.notes.attempt(&member.address, prefiller);
+                attempt(&live, http.uri().path(), member, &ticket, deadline, &bytes).await
+            }
             // The node has left the fleet a moment ago.
             None => Err(Failure::Unreachable),
         };
@@ -339,6 +351,7 @@ fn pass_on(Answer { response: answer, node, cut, trace }: Answer, mut live: Live
     live.proxy.counts.forwarded.fetch_add(1, Ordering::Relaxed);
     let status = StatusCode::from_u16(answer.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
     live.proxy.counts.responded(AnswerSource::Node, status.as_u16());
+    (live.notes.outcome, live.notes.status) = ("client_left", Some(status.as_u16()));
     live.progress = status.is_success().then_some(AnswerProgress::Head);
     let mut response = HttpResponse::build(status);
     let text = |name: &str| answer.headers().get(name)?.to_str().ok();
@@ -369,6 +382,7 @@ fn pass_on(Answer { response: answer, node, cut, trace }: Answer, mut live: Live
                 Some((Ok(part), Some((trace, body, node, live, cut))))
             }
             Some(Err(error)) => {
+                live.notes.outcome = "broke_off";
                 live.proxy.counts.broken.fetch_add(1, Ordering::Relaxed);
                 if let Some(trace) = &mut trace {
                     trace.failed("broke_off");

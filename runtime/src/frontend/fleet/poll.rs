@@ -1,8 +1,8 @@
 //! Asks every node of the fleet for its report.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::rt;
@@ -100,7 +100,9 @@ async fn ask_regularly(proxy: Arc<FleetProxy>, member: Arc<FleetMember>) {
 async fn ask(proxy: &FleetProxy, member: &FleetMember) -> Result<NodeView, String> {
     let asked = timeout(UNKNOWN_AFTER, proxy.polls.get(&member.address, "/node", REPORT_BYTES_MAX)).await;
     let (body, from) = asked.map_err(|_| format!("GET /node has no answer after {UNKNOWN_AFTER:?}"))??;
-    let report = serde_json::from_slice(&body).map_err(|error| format!("GET /node is no report: {error}"))?;
+    let report: NodeReport =
+        serde_json::from_slice(&body).map_err(|error| format!("GET /node is no report: {error}"))?;
+    *member.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
     view(report, from.map(|from| from.ip()))
 }
 

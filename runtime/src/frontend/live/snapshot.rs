@@ -8,7 +8,7 @@ use actors::peer_metrics::PeerReport;
 use serde::Serialize;
 
 use super::super::observed::EndedTotals;
-use super::super::recent::{EndedSince, Row, time_of};
+use super::super::recent::{EndedSince, RecentRequest, Row, time_of};
 use super::super::{Frontend, Health};
 
 /// What a snapshot shows beside the parts of a [`Frontend`].
@@ -98,7 +98,7 @@ impl<'a> LiveSnapshot<'a> {
         frontend: &'a Frontend,
         health: &'a Health,
         facts: LiveFacts<'_>,
-        since: &'a EndedSince,
+        since: &'a EndedSince<RecentRequest>,
     ) -> Self {
         let LiveFacts { counters, peers, ring_pages, uptime } = facts;
         let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);

@@ -1,0 +1,143 @@
+//! The live page of a proxy and its data: the nodes of the fleet, and the requests that were forwarded.
+
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Serialize;
+
+use super::FleetProxy;
+use super::counts::AttemptOutcome;
+use super::record::{ForwardedRequest, ForwardedRow};
+use crate::frontend::handlers::no_such_path;
+use crate::frontend::live::REQUESTS_MAX;
+use crate::frontend::node_report::NodeReport;
+use crate::frontend::recent::{self, EndedSince, time_of};
+use crate::frontend::response::json;
+
+/// The state of a proxy at one moment. Totals count from its start.
+#[derive(Serialize)]
+struct FleetSnapshot<'a> {
+    role: &'static str,
+    model: &'a str,
+    version: &'static str,
+    pid: u32,
+    uptime_s: f64,
+    /// The time of this process, as RFC 3339 says.
+    time: String,
+    /// The state as `/health` reports it.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    /// Whether the model has a chat template.
+    chat: bool,
+    nodes: Vec<NodeRow<'a>>,
+    /// Nodes that take requests.
+    ready: usize,
+    /// Requests that are forwarded now.
+    live: usize,
+    totals: Totals,
+    /// Number of requests that have been in `requests` since the start.
+    ended: u64,
+    /// The requests that have ended since the snapshot before, the newest first, as `/debug/requests` lists them.
+    requests: Vec<ForwardedRow<'a>>,
+}
+
+/// A node of the fleet.
+#[derive(Serialize)]
+struct NodeRow<'a> {
+    address: &'a str,
+    /// It takes requests.
+    ready: bool,
+    /// It gets no requests now, because its connections broke.
+    paused: bool,
+    /// Requests that it has answered with status 200, and those that got no valid answer.
+    answered: u64,
+    failed: u64,
+    /// Its last report, as `/node` answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<&'a NodeReport>,
+}
+
+#[derive(Serialize)]
+struct Totals {
+    /// Complete answers with status 200.
+    finished: u64,
+    /// Requests that no node answered, and answers that broke off.
+    failed: u64,
+    /// Requests that were sent to another node.
+    retried: u64,
+}
+
+/// The snapshot of this moment, as JSON.
+fn snapshot(proxy: &FleetProxy, uptime_s: f64, since: &EndedSince<ForwardedRequest>) -> String {
+    let now = Instant::now();
+    let members: Vec<_> = proxy.members().values().cloned().collect();
+    let reports: Vec<_> = members.iter().map(|member| member.report()).collect();
+    let standings: Vec<_> = {
+        let state = proxy.state();
+        members
+            .iter()
+            .map(|member| (state.is_ready(now, member.id), state.is_paused(now, member.id)))
+            .collect()
+    };
+    let nodes = members.iter().zip(&reports).zip(standings);
+    let nodes = nodes.map(|((member, report), (ready, paused))| NodeRow {
+        address: &member.address,
+        ready,
+        paused,
+        answered: member.counts.of(AttemptOutcome::Answered),
+        failed: member.counts.of(AttemptOutcome::Failed),
+        report: report.as_ref(),
+    });
+    let (state, reason) = proxy.word();
+    let counts = &proxy.counts;
+    json(&FleetSnapshot {
+        role: "proxy",
+        model: &proxy.model.name,
+        version: env!("CARGO_PKG_VERSION"),
+        pid: std::process::id(),
+        uptime_s,
+        time: time_of(SystemTime::now()),
+        state,
+        reason,
+        chat: proxy.model.template.is_some(),
+        nodes: nodes.collect(),
+        ready: proxy.ready(),
+        live: proxy.state().live(),
+        totals: Totals {
+            finished: counts.finished.load(Ordering::Relaxed),
+            failed: counts.refused.load(Ordering::Relaxed) + counts.broken.load(Ordering::Relaxed),
+            retried: counts.retried.load(Ordering::Relaxed),
+        },
+        ended: since.added,
+        requests: since.requests.iter().map(|ended| ended.row()).collect(),
+    })
+}
+
+/// `GET /`.
+pub(super) async fn page(proxy: web::Data<FleetProxy>, request: HttpRequest) -> HttpResponse {
+    match &proxy.page {
+        Some(page) => page.text().response(),
+        None => no_such_path(request).await,
+    }
+}
+
+/// `GET /debug/live`.
+pub(super) async fn stream(proxy: web::Data<FleetProxy>, request: HttpRequest) -> HttpResponse {
+    let Some(page) = proxy.page.clone() else { return no_such_path(request).await };
+    let has_key = proxy.api_key.is_some();
+    let mut seen = 0;
+    page.clone().respond(has_key, request, move || {
+        let ended = proxy.recent.since(seen, REQUESTS_MAX);
+        seen = ended.added;
+        snapshot(&proxy, page.uptime().as_millis() as f64 / 1e3, &ended)
+    })
+}
+
+/// `GET /debug/requests`.
+pub(super) async fn requests(proxy: web::Data<FleetProxy>, request: HttpRequest) -> HttpResponse {
+    let newest = proxy.recent.newest_first();
+    let rows = || newest.iter().map(|ended| ended.row()).collect();
+    recent::respond(proxy.api_key.is_some(), &request, rows)
+}
