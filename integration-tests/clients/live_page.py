@@ -227,11 +227,14 @@ def pair(program, look):
     shows(page, "#peers", "prefills for this process[\\s\\S]*received [1-9]")
     shows(page, "#waterfall", "prefilled by a peer[\\s\\S]*exposed hand-over")
     look.fits(page)
-    for width, scheme in MACHINES:
-        other = look.open(url, width, scheme)
+    others = [(look.open(url, width, scheme), f"load-{width}-{scheme}") for width, scheme in MACHINES]
+    for other, name in others:
         under_load(other)
-        look.picture(other, f"load-{width}-{scheme}")
+        # Lines need some seconds of history.
+        shows(other, "#tokens-alt", "of the last (1[5-9]|[2-9]\\d|\\d+ min)")
+        look.picture(other, name)
         look.close(other, url)
+    for width, scheme in MACHINES:
         look.accessible(url, width, scheme, under_load)
     of_sender = look.open(sender.ports["http.port"])
     shows(of_sender, "#role", "sender")

@@ -2,6 +2,8 @@
 
 #[path = "tidy/functions.rs"]
 mod functions;
+#[path = "tidy/links.rs"]
+mod links;
 #[path = "tidy/modules.rs"]
 mod modules;
 #[path = "tidy/names.rs"]

@@ -3,6 +3,7 @@
 mod completions;
 mod man;
 mod model_commands;
+mod page;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use crate::{doctor, hub, panics, roles, service_manager, telemetry};
 pub use completions::CompletionsOptions;
 pub use man::ManOptions;
 pub use model_commands::{ModelsCommand, ModelsOptions, PullOptions};
+pub use page::command_line_page;
 
 const AFTER_HELP: &str = "\
 Start two processes and send a request:

@@ -7,6 +7,7 @@
 mod checksum;
 mod cublas;
 mod cuda;
+mod mdbook;
 mod model;
 mod npm;
 mod pip;
@@ -27,10 +28,11 @@ use crate::place;
 
 pub(crate) use cublas::{CUBLAS_LT, PART as CUBLAS};
 pub(crate) use cuda::PART as CUDA;
+pub(crate) use mdbook::PART as MDBOOK;
 pub(crate) use model::PART as MODEL;
-pub(crate) use npm::{GRAFANA_SCHEMA, OPENAI as NPM_OPENAI, SCHEMAS, TYPESCRIPT};
+pub(crate) use npm::{AXE, GRAFANA_SCHEMA, OPENAI as NPM_OPENAI, SCHEMAS, TYPESCRIPT};
 pub(crate) use promtool::PART as PROMTOOL;
-pub(crate) use python::{HUB, MATURIN, OPENAI, SUITES, ZMQ};
+pub(crate) use python::{HUB, MATURIN, OPENAI, PLAYWRIGHT, SUITES, ZMQ};
 pub(crate) use qwen::PART as QWEN;
 pub(crate) use ucx::PART as UCX;
 

@@ -5,12 +5,14 @@ mod binary;
 mod cuda;
 mod demo;
 mod dist;
+mod docs;
 mod fetch;
 mod gpu_suite;
 mod image;
 mod licences;
 mod place;
 mod reference;
+mod screens;
 mod simulate;
 mod suite;
 mod upgrade;
@@ -98,6 +100,10 @@ enum Task {
     /// Run another build of the runtime and this one together: a sender with a receiver, both ways, and a rolling upgrade of four nodes under
     /// load. Print a table
     Upgrade(upgrade::Upgrade),
+    /// Make the documentation as a site in target/site with mdBook, which the first run builds, and check its links
+    Docs(docs::SiteOptions),
+    /// Look at the live page and the site with a browser (Debian's chromium), check them, and make the pictures in docs/screens again
+    Screens(screens::ScreenOptions),
     /// Print how the reference answers of the tests are made
     Reference,
 }
@@ -128,6 +134,8 @@ fn run(task: Option<Task>) -> Result<()> {
         Some(Task::Sim { options }) => simulate::run(&options),
         Some(Task::Mutants { part }) => simulate::mutants(&part),
         Some(Task::Upgrade(options)) => upgrade::run(&options),
+        Some(Task::Docs(options)) => docs::run(&options),
+        Some(Task::Screens(options)) => screens::run(&options),
         Some(Task::Reference) => reference::run(),
     }
 }

@@ -1,4 +1,4 @@
-//! npm packages that tests run or read: OpenAI's client for Node.js, the JSON Schema Test Suite, and TypeScript with Grafana's types. None
+//! npm packages that tests run or read: OpenAI's client for Node.js, the JSON Schema Test Suite, TypeScript with Grafana's types, and axe-core. None
 //! needs its dependencies.
 
 use std::fs;
@@ -37,6 +37,13 @@ pub(crate) const TYPESCRIPT: FetchedPart = FetchedPart {
     fetch: |cache, work| TYPESCRIPT_COMPILER.fetch(cache, work),
 };
 
+/// The script that checks the accessibility of a page: the folder of the package.
+pub(crate) const AXE: FetchedPart = FetchedPart {
+    path: |cache| AXE_CORE.path(cache),
+    is_ready: |cache| AXE_CORE.path(cache).is_dir(),
+    fetch: |cache, work| AXE_CORE.fetch(cache, work),
+};
+
 const OPENAI_CLIENT: Package = Package {
     name: "openai",
     version: "7.59.0",
@@ -59,6 +66,12 @@ const TYPESCRIPT_COMPILER: Package = Package {
     name: "typescript",
     version: "5.9.3",
     sha256: "10e108c9cf7d5f2879053dff18515fb405abf2ccef63eaaf017d9c571687a1d3",
+};
+
+const AXE_CORE: Package = Package {
+    name: "axe-core",
+    version: "4.14.1",
+    sha256: "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745",
 };
 
 /// A package of the npm registry.

@@ -1,5 +1,5 @@
 //! Python packages that tests and packaging use: OpenAI's client, the suite of langchain-tests with `jsonschema`, ZeroMQ with MessagePack, the client of the
-//! hub of models, and maturin.
+//! hub of models, maturin, and Playwright.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,13 @@ pub(crate) const MATURIN: FetchedPart = FetchedPart {
     fetch: |cache, work| MATURIN_PROGRAM.fetch(cache, work),
 };
 
+/// Playwright, which drives a browser: a folder for `PYTHONPATH`.
+pub(crate) const PLAYWRIGHT: FetchedPart = FetchedPart {
+    path: |cache| PLAYWRIGHT_CLIENT.path(cache),
+    is_ready: |cache| PLAYWRIGHT_CLIENT.path(cache).is_dir(),
+    fetch: |cache, work| PLAYWRIGHT_CLIENT.fetch(cache, work),
+};
+
 const OPENAI_CLIENT: PythonFolder = PythonFolder { name: "openai-3.57.0", requirements: "openai==3.57.0\n" };
 
 const LANGCHAIN_TESTS: PythonFolder =
@@ -57,6 +64,9 @@ const HUB_CLIENT: PythonFolder =
 
 const MATURIN_PROGRAM: PythonFolder =
     PythonFolder { name: "maturin-1.16.0", requirements: "maturin==1.16.0\n" };
+
+const PLAYWRIGHT_CLIENT: PythonFolder =
+    PythonFolder { name: "playwright-1.65.2", requirements: "playwright==1.65.2\n" };
 
 /// A folder with packages and their dependencies.
 struct PythonFolder {
@@ -102,7 +112,8 @@ mod tests {
 
     #[test]
     fn every_package_has_a_fixed_version() {
-        for folder in [OPENAI_CLIENT, LANGCHAIN_TESTS, PYZMQ, HUB_CLIENT, MATURIN_PROGRAM] {
+        for folder in [OPENAI_CLIENT, LANGCHAIN_TESTS, PYZMQ, HUB_CLIENT, MATURIN_PROGRAM, PLAYWRIGHT_CLIENT]
+        {
             assert!(folder.requirements.lines().all(|line| line.contains("==")), "{}", folder.name);
             let main = folder.name.rsplit_once('-').map(|(package, version)| format!("{package}=={version}"));
             assert!(folder.requirements.lines().any(|line| Some(line) == main.as_deref()), "{main:?}");

@@ -2,6 +2,13 @@
 
 const [CHART_HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [180, 68, 10, 10, 24];
 
+/** The seconds that both charts show: a minute while nothing is older. */
+function chartSeconds() {
+  const { totals, seconds, now } = remembered;
+  const age = (rows, column) => (rows.length > 0 ? now - rows.at(rows.length - 1, column) : 0);
+  return Math.max(age(totals, AT), age(seconds, 0)) <= 60 ? 60 : KEPT_SECONDS;
+}
+
 /** The smallest of 1, 2 and 5 times a power of ten that is at least `value`. */
 function roundedUp(value) {
   const power = 10 ** Math.floor(Math.log10(value));
@@ -18,22 +25,24 @@ class Chart {
     }));
     this.times = [5, 4, 3, 2, 1, 0].map((ago) => ({ ago, text: drawn("text", { "aria-hidden": "true" }, this.svg) }));
     for (const { ago, text } of this.times) {
-      setText(text, ago === 0 ? "now" : `−${ago} min`);
       text.setAttribute("text-anchor", ago === 0 ? "end" : ago === 5 ? "start" : "middle");
     }
     this.paths = kinds.map((kind) => drawn("path", { class: kind }, this.svg));
     this.width = 0;
+    this.seconds = 0;
   }
 
   /** Lays the chart out for its width and these greatest values. */
   scale(most, unit) {
-    const width = this.svg.clientWidth || 600;
+    const [width, seconds] = [this.svg.clientWidth || 600, chartSeconds()];
     this.most = most > 0 ? roundedUp(most) : 1;
-    if (width !== this.width) {
-      this.width = width;
+    if (width !== this.width || seconds !== this.seconds) {
+      [this.width, this.seconds] = [width, seconds];
       this.svg.setAttribute("viewBox", `0 0 ${width} ${CHART_HEIGHT}`);
       for (const { ago, text } of this.times) {
-        text.setAttribute("x", this.x(remembered.now - ago * 60).toFixed(1));
+        const before = (ago * seconds) / 5;
+        setText(text, ago === 0 ? "now" : before < 60 ? `−${before} s` : `−${before / 60} min`);
+        text.setAttribute("x", this.x(remembered.now - before).toFixed(1));
         text.setAttribute("y", String(CHART_HEIGHT - 6));
         text.setAttribute("visibility", width < 480 && ago % 5 !== 0 ? "hidden" : "visible");
       }
@@ -48,8 +57,8 @@ class Chart {
   }
 
   x(at) {
-    const ago = Math.min(KEPT_SECONDS, Math.max(0, remembered.now - at));
-    return LEFT + (this.width - LEFT - RIGHT) * (1 - ago / KEPT_SECONDS);
+    const ago = Math.min(this.seconds, Math.max(0, remembered.now - at));
+    return LEFT + (this.width - LEFT - RIGHT) * (1 - ago / this.seconds);
   }
 
   y(value) {
