@@ -163,6 +163,70 @@ fn a_client_that_leaves_ends_the_request_at_the_node() -> Result<()> {
     proxy.until("the request has ended", || Ok(metrics(&address)?.get("baton_proxy_requests_live")? == 0))
 }
 
+/// The outcomes of the requests that the proxy lists, the newest first.
+fn outcomes(address: &str) -> Result<Vec<String>> {
+    let requests = get(address, "/debug/requests")?.1["requests"].take();
+    let outcome = |request: &Value| request["outcome"].as_str().map(str::to_owned).context("no outcome");
+    requests.as_array().context("no list")?.iter().map(outcome).collect()
+}
+
+#[test]
+fn a_proxy_shows_its_nodes_and_how_its_last_requests_ended() -> Result<()> {
+    let (nodes, proxy, address) = fakes()?;
+    let mut expect = Vec::new();
+    let mut ends = |manner: Manner, outcome: &str, ask: &dyn Fn() -> Result<()>| -> Result<()> {
+        nodes.iter().for_each(|node| node.set(manner));
+        ask()?;
+        expect.insert(0, outcome.to_owned());
+        proxy.until("the request is listed", || Ok(outcomes(&address)?.len() == expect.len()))?;
+        ensure!(outcomes(&address)? == expect, "{:?} instead of {expect:?}", outcomes(&address)?);
+        Ok(())
+    };
+    ends(Manner::Answers, "answered", &|| ask(&address, 1).map(drop))?;
+    ends(Manner::BreaksLater, "broke_off", &|| {
+        ensure!(ask(&address, 2).is_err(), "the end is missing");
+        Ok(())
+    })?;
+    ends(Manner::Hangs, "client_left", &|| {
+        let body = json!({ "prompt": prompt(3) }).to_string();
+        let asked = |nodes: &[FakeNode]| nodes.iter().map(FakeNode::asked).sum::<usize>();
+        let before = asked(&nodes);
+        let client = Connection::post(&address, "/v1/completions", &body)?;
+        proxy.until("a node has the request", || Ok(asked(&nodes) > before))?;
+        drop(client);
+        Ok(())
+    })?;
+    ends(Manner::IsBusy, "rejected", &|| ask(&address, 4).map(drop))?;
+    ends(Manner::Breaks, "no_answer", &|| ask(&address, 5).map(drop))?;
+
+    let requests = get(&address, "/debug/requests")?.1["requests"].take();
+    let answered = &requests[4];
+    assert!(nodes.iter().any(|node| answered["node"] == *node.address), "{answered}");
+    assert_eq!((&answered["status"], &answered["attempts"]), (&json!(200), &json!(1)));
+    let times = ["read_ms", "first_byte_ms", "total_ms"].map(|name| answered[name].as_f64());
+    assert!(times.is_sorted() && times[0].is_some(), "{answered}");
+
+    let page = Connection::open(&address).and_then(|mut page| {
+        page.send(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
+        page.answer()
+    })?;
+    assert!(page.0 == 200 && page.1.starts_with("<!doctype html>"), "{page:?}");
+    let mut live = Connection::open(&address)?;
+    live.send(b"GET /debug/live HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
+    let text = live.read_until("}\n\r\n")?;
+    let line = text.lines().find(|line| line.starts_with('{')).context("no snapshot")?;
+    let snapshot: Value = serde_json::from_str(line)?;
+    assert_eq!((&snapshot["role"], &snapshot["totals"]["finished"]), (&json!("proxy"), &json!(1)));
+    let shown: Vec<_> = snapshot["nodes"].as_array().context("no nodes")?.iter().collect();
+    assert_eq!(shown.len(), 2);
+    for (node, fake) in shown.into_iter().zip(&nodes) {
+        assert_eq!(node["address"], *fake.address);
+        assert!(node["report"]["pool_pages"].is_u64(), "{node}");
+    }
+    assert_eq!(snapshot["requests"].as_array().map(Vec::len), Some(5));
+    Ok(())
+}
+
 #[test]
 fn requests_of_a_silent_node_go_to_another_one() -> Result<()> {
     let (nodes, _proxy, address) = fakes()?;

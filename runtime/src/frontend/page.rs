@@ -19,12 +19,13 @@ const FRAME: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 
 /// The parts of the script, in order. Together they are one module.
-const SCRIPTS: [&str; 7] = [
+const SCRIPTS: [&str; 8] = [
     include_str!("page/dom.js"),
     include_str!("page/history.js"),
     include_str!("page/charts.js"),
     include_str!("page/waterfall.js"),
     include_str!("page/figures.js"),
+    include_str!("page/fleet.js"),
     include_str!("page/chat.js"),
     include_str!("page/live.js"),
 ];

@@ -113,7 +113,8 @@ impl Live {
         if let Some(trace) = &self.trace {
             trace.finished();
         }
-        self.notes.outcome = if self.progress.is_some() { "answered" } else { "rejected" };
+        let is_success = self.notes.status.is_some_and(|status| (200..300).contains(&status));
+        self.notes.outcome = if is_success { "answered" } else { "rejected" };
         if self.progress.replace(AnswerProgress::Complete) == Some(AnswerProgress::Bytes) {
             self.proxy.counts.completed(self.arrived.elapsed());
         }
@@ -235,8 +236,11 @@ async fn answer(
         ticket = match (next, busy) {
             (Ok(next), _) => next,
             (Err(FleetRefusal::Busy { .. }), Some(answer)) => return Ok(pass_on(answer, live)),
-            (Err(_), _) if key_refused => return Err(ApiError::new(StatusCode::BAD_GATEWAY, KEY_REFUSED)),
-            (Err(refusal), _) => return Err(error(proxy, refusal)),
+            (Err(refusal), _) => {
+                live.notes.outcome = "no_answer";
+                let refused = || ApiError::new(StatusCode::BAD_GATEWAY, KEY_REFUSED);
+                return Err(if key_refused { refused() } else { error(proxy, refusal) });
+            }
         };
         proxy.counts.retried.fetch_add(1, Ordering::Relaxed);
     }

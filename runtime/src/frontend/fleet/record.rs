@@ -94,7 +94,7 @@ impl ForwardNotes {
         Self {
             arrived,
             read: arrived.elapsed(),
-            outcome: "no_answer",
+            outcome: "client_left",
             status: None,
             node: None,
             prefiller: None,

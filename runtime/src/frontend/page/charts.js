@@ -125,5 +125,6 @@ function drawTokens() {
 
 function drawCharts() {
   drawTtfts();
-  drawTokens();
+  // A proxy does not count tokens.
+  if (!isFleet(latest)) drawTokens();
 }

@@ -21,16 +21,20 @@ function setState(state, reason) {
 
 const share = (part, whole) => (whole > 0 ? `${Math.round((100 * part) / whole)} %` : "–");
 
-function drawTiles(snapshot) {
-  const { queue, pages, ring, totals } = snapshot;
+/** The tiles of all processes. */
+function drawTiles() {
   show("requests-rate", number(rate(REQUESTS) + rate(FAILED)));
-  show("requests-note", `${number(totals.finished)} finished, ${number(totals.failed)} failed`);
-  show("tokens-rate", number(rate(SAMPLED)));
-  show("tokens-note", `${number(rate(COMPUTED))} prompt tokens/s here`);
   const lastMinute = newestTtfts(remembered.now - 60);
   show("ttft-median", milliseconds(quantile(lastMinute, 0.5)));
   show("ttft-p99", milliseconds(quantile(lastMinute, 0.99)));
   show("ttft-note", lastMinute.length > 0 ? `${count(lastMinute.length, "request")} in the last minute` : "no request in the last minute");
+}
+
+function drawNodeTiles(snapshot) {
+  const { queue, pages, ring, totals } = snapshot;
+  show("requests-note", `${number(totals.finished)} finished, ${number(totals.failed)} failed`);
+  show("tokens-rate", number(rate(SAMPLED)));
+  show("tokens-note", `${number(rate(COMPUTED))} prompt tokens/s here`);
   show("queue", number(queue.waiting));
   show("queue-note", `waiting; ${number(queue.running)} of ${number(queue.concurrency)} running`);
   show("pages", share(pages.used + pages.reserved, pages.pool));

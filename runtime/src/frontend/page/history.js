@@ -73,8 +73,8 @@ function remember(snapshot) {
   }
 }
 
-/** From the arrival of a request to its first token; not a number if it failed. */
-const ttftOf = (request) => request.read_ms + request.queue_ms + (request.first_token_ms ?? NaN);
+/** From the arrival of a request to its first token, at a proxy to the first byte of its answer; not a number if it failed. */
+const ttftOf = (request) => request.first_byte_ms ?? request.read_ms + (request.queue_ms ?? 0) + (request.first_token_ms ?? NaN);
 
 function rememberTtft(ended, ttft) {
   const { ttfts, seconds } = remembered;

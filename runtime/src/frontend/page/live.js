@@ -60,13 +60,20 @@ async function sentenceOf(response) {
 
 function draw() {
   if (latest === null || document.hidden) return;
-  drawTiles(latest);
-  drawPeers(latest.peers);
+  drawTiles();
+  if (isFleet(latest)) {
+    drawFleetTiles(latest);
+    drawNodes(latest.nodes);
+  } else {
+    drawNodeTiles(latest);
+    drawPeers(latest.peers);
+  }
   drawCharts();
   drawWaterfall();
 }
 
 function take(snapshot) {
+  if (latest === null || isFleet(latest) !== isFleet(snapshot)) chooseSections(snapshot);
   latest = snapshot;
   remember(snapshot);
   updateChat(snapshot);
