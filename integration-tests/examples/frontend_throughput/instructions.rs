@@ -25,7 +25,7 @@ pub(super) const SERVE: &str = "--serve";
 const FEW: u64 = 200;
 
 /// Turns of each frontend.
-const TURNS: usize = 5;
+const TURNS: usize = 12;
 
 /// Longer than the exporter waits for more spans.
 const FLUSHED: Duration = Duration::from_secs(6);
