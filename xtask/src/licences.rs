@@ -1,8 +1,9 @@
 //! `cargo xtask licences`: the licences of the parts of the program, as a text for people and as an SBOM (CycloneDX 1.5) for tools.
 //!
-//! Parts are the crates that are linked into `runtime` with its CUDA backend, Rust's standard library, and the wheels of which the archive
-//! contains files or linked code. Crates that only run during a build, such as procedural macros, are no parts. Equal sources give equal files.
+//! Parts are the crates that are linked into `runtime` with its CUDA backend, Rust's standard library, the wheels of which the archive
+//! contains files or linked code, and the libraries of headers that the kernels include. Crates that only run during a build, such as procedural macros, are no parts. Equal sources give equal files.
 
+mod headers;
 mod parts;
 mod sbom;
 mod texts;
@@ -35,12 +36,13 @@ pub(crate) fn run() -> Result<()> {
 /// Writes both files into `folder`. `wheels` are folders of unpacked wheels.
 ///
 /// # Errors
-/// Cargo fails, a crate has a licence whose text is unknown, or a file cannot be written.
+/// Cargo or nvcc fails, a crate has a licence whose text is unknown, or a file cannot be written.
 pub(crate) fn write(wheels: &[&Path], folder: &Path) -> Result<[PathBuf; 2]> {
     let mut parts = parts::crates()?;
     parts.push(parts::standard_library()?);
     for wheel in wheels {
         parts.extend(parts::wheels(wheel)?);
+        parts.extend(headers::parts(wheel)?);
     }
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let write = |name: &str, text: String| -> Result<PathBuf> {
