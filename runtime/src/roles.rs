@@ -178,9 +178,8 @@ fn log_link_port(listener: &TcpListener, config: &Config) -> std::io::Result<()>
             "this node works alone, because link.peers is empty; to connect another process, set its link.peers to this address"
         );
     }
-    // With TLS, only peers with a certificate of the authorities can join.
-    let warning = Port::Link.warning(address, config.link.secret.as_ref());
-    if let Some(warning) = warning.filter(|_| config.link.tls_cert_file.is_none()) {
+    let warning = Port::link(config).and_then(|port| port.warning(address, config.link.secret.as_ref()));
+    if let Some(warning) = warning {
         tracing::warn!(%address, "{warning}");
     }
     Ok(())

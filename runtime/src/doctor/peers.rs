@@ -17,7 +17,7 @@ use super::report::{Finding, divided};
 use crate::config::{Config, Role};
 use crate::roles::certificates;
 use crate::roles::joining::is_of_machine;
-use crate::tls::open_link;
+use crate::tls::{CertificateExpiry, open_link};
 
 const CHECK: &str = "peers";
 
@@ -62,7 +62,9 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
     }
     let (shape, unknown) = own_shape(subject);
     // A file that cannot be used is a finding of another check.
-    let tls = certificates::link(config.role, config).map(open_link).transpose();
+    let tls = certificates::link(config.role, config)
+        .map(|files| open_link(files, CertificateExpiry::default()))
+        .transpose();
     let Ok(tls) = tls.map(|opened| opened.map(|(tls, _)| tls)) else { return Vec::new() };
     let asked = peers.iter().take(PEERS_MAX).map(|peer| async {
         let answer = timeout(ASK, ask(peer, config, tls.as_deref(), shape.as_ref(), unknown)).await;
