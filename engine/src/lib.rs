@@ -95,7 +95,7 @@ pub fn open_watched(config: &EngineConfig, progress: Progress<'_>) -> Result<Box
     }
 }
 
-/// Loads cublasLt from the first of these folders that has it, unless the dynamic loader finds one. Does nothing in a build without CUDA.
+/// Loads cublasLt from the first of these folders that has it, unless the dynamic loader finds one of the same CUDA version. Does nothing in a build without CUDA.
 ///
 /// Call it before an engine opens a GPU.
 pub fn load_cublas(folders: &[PathBuf]) {

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::DebianPackage;
 use crate::place;
 
 /// The only target that Baton is built for.
@@ -162,6 +163,20 @@ pub(super) fn standard_library() -> Result<ShippedPart> {
         repository: Some("https://github.com/rust-lang/rust".to_owned()),
         ..ShippedPart::default()
     })
+}
+
+/// A package of Debian.
+pub(super) fn debian(package: &DebianPackage) -> ShippedPart {
+    let DebianPackage { name, version, architecture, licence } = package;
+    // A plus sign in a version of a `purl` is encoded, and so is the colon of an epoch.
+    let encoded = |text: &str| text.replace('+', "%2B").replace(':', "%3A");
+    ShippedPart {
+        purl: format!("pkg:deb/debian/{}@{}?arch={architecture}", encoded(name), encoded(version)),
+        name: name.clone(),
+        version: version.clone(),
+        licence: (*licence).to_owned(),
+        ..ShippedPart::default()
+    }
 }
 
 /// The shipped wheels among those that are unpacked in `folder`.
