@@ -37,8 +37,10 @@ fn https_is_served_to_clients_that_trust_the_authority() -> Result<()> {
 
     let refused = trusting(&other).get(format!("{address}/health")).call().err().context("refused")?;
     assert!(refused.to_string().contains("UnknownIssuer"), "{refused}");
-    process
-        .wait_event(Event::HandshakeFailed, &["the client refuses the certificate", "peer=\"127.0.0.1:"])?;
+    process.wait_event(
+        Event::HandshakeFailed,
+        &["give it the authority of the certificate", "peer=\"127.0.0.1:"],
+    )?;
     // The port serves no plain HTTP.
     let plain = address.replace("https://", "http://");
     assert!(get(&plain, "/health").is_err());

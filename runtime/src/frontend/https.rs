@@ -103,12 +103,20 @@ async fn shake_hands(
     tcp: TcpStream,
 ) -> Result<Accepted, DispatchError> {
     let peer = tcp.peer_addr().ok();
-    let error = match timeout(HANDSHAKE, acceptor.accept(tcp)).await {
+    let mut has_begun = false;
+    let shaken = timeout(HANDSHAKE, async {
+        has_begun = tcp.peek(&mut [0]).await? > 0;
+        if has_begun { acceptor.accept(tcp).await } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    });
+    let error = match shaken.await {
         Ok(Ok(tls)) => return Ok((TlsStream::from(tls), Protocol::Http1, peer)),
         Ok(Err(error)) => error,
         Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("no answer for {HANDSHAKE:?}")),
     };
-    failures.log(peer, &error);
+    // A program that only checks whether the port is open sends nothing.
+    if has_begun {
+        failures.log(peer, &error);
+    }
     Err(error.into())
 }
 
@@ -141,10 +149,6 @@ impl HandshakeFailures {
         let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
         let reason = explained(error);
         tracing::debug!(peer, reason, "a TLS handshake failed");
-        // A program that only checks whether the port is open closes the connection.
-        if error.get_ref().is_none_or(|inner| !inner.is::<Error>()) {
-            return;
-        }
         let due = self.0.lock().unwrap_or_else(PoisonError::into_inner).one_more(Instant::now());
         if let Some(failed) = due {
             tracing::warn!(
@@ -167,6 +171,10 @@ fn explained(error: &io::Error) -> String {
             format!(
                 "the client refuses the certificate in tls.cert_file ({alert:?}); give it the authority of the certificate"
             )
+        }
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "the client left, as one does that does not trust the certificate in tls.cert_file; give it the authority of the certificate"
+                .to_owned()
         }
         _ => error.to_string(),
     }
