@@ -38,6 +38,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dequantise;
+mod device_memory;
 mod error;
 mod families;
 pub mod gguf;
@@ -60,6 +61,7 @@ use std::path::PathBuf;
 
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
+pub use device_memory::DeviceMemory;
 pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
 pub use inspect::{InspectedModel, gpu_survey};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
