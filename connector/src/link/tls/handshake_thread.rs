@@ -32,7 +32,7 @@ impl HandshakeThread {
             // The error says that the sender was dropped.
             let _ = runtime.block_on(stopped);
         };
-        thread::Builder::new().name("link-handshakes".to_owned()).spawn(run)?;
+        thread::Builder::new().name("baton-handshake".to_owned()).spawn(run)?;
         Ok(Self { runtime: handle, _stop: stop })
     }
 
