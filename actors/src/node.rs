@@ -43,6 +43,7 @@ use crate::routing::RoutingConfig;
 use crate::streams::Streams;
 use crate::watchdog::{NodeHealth, Watchdog, Watched};
 pub use drain::{NodeDrain, NodeWork};
+pub use linking::kv_shape;
 pub use shares::SharesError;
 use shares::{Shares, Wanted};
 

@@ -38,6 +38,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dequantise;
+mod device_memory;
 mod error;
 mod families;
 pub mod gguf;
@@ -60,6 +61,7 @@ use std::path::PathBuf;
 
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
+pub use device_memory::DeviceMemory;
 pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
 pub use inspect::{InspectedModel, gpu_survey};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
@@ -95,7 +97,7 @@ pub fn open_watched(config: &EngineConfig, progress: Progress<'_>) -> Result<Box
     }
 }
 
-/// Loads cublasLt from the first of these folders that has it, unless the dynamic loader finds one. Does nothing in a build without CUDA.
+/// Loads cublasLt from the first of these folders that has it, unless the dynamic loader finds one of the same CUDA version. Does nothing in a build without CUDA.
 ///
 /// Call it before an engine opens a GPU.
 pub fn load_cublas(folders: &[PathBuf]) {

@@ -12,6 +12,7 @@ use integration_tests::client::{get, post};
 use integration_tests::deadline::STATE_WITHIN;
 use integration_tests::process::{Process, binary};
 use runtime::config::{Config, Role, Surroundings};
+use runtime::service_manager::state::START_STEP;
 use serde_json::Value;
 
 fn configs() -> PathBuf {
@@ -103,6 +104,8 @@ fn a_service_reports_its_start_its_progress_and_its_end() -> Result<()> {
     let mut manager = Manager::new("life")?;
     let mut service = start("receiver", &manager, Duration::from_secs(1))?;
     manager.wait("STATUS=loading the model")?;
+    let more = format!("EXTEND_TIMEOUT_USEC={}", START_STEP.as_micros());
+    assert!(manager.count(&more) >= 1, "{:?}", manager.reports);
     assert_eq!(manager.count("READY=1"), 0);
     manager.wait("READY=1")?;
     assert_eq!(
@@ -147,6 +150,11 @@ fn the_times_of_the_unit_fit_the_defaults() -> Result<()> {
         let end = config.shutdown.delay + config.shutdown.drain + Duration::from_secs(15);
         assert_eq!(seconds(&unit, "TimeoutStopSec")?, end.as_secs(), "{role}");
     }
+    assert_eq!(
+        seconds(&unit, "TimeoutStartSec")?,
+        START_STEP.as_secs(),
+        "each report of progress gives the same time"
+    );
     assert!(
         seconds(&unit, "WatchdogSec")? >= 30,
         "a part may make no progress for 5 s, a step of an engine for longer"

@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use integration_tests::certificates::{Authority, PemFolder};
 use integration_tests::client::{complete, get, trusting};
-use integration_tests::process::{Process, binary, start_local};
+use integration_tests::process::{Event, Process, binary, start_local};
 use serde_json::{Value, json};
 
 /// The names of this machine.
@@ -37,6 +37,10 @@ fn https_is_served_to_clients_that_trust_the_authority() -> Result<()> {
 
     let refused = trusting(&other).get(format!("{address}/health")).call().err().context("refused")?;
     assert!(refused.to_string().contains("UnknownIssuer"), "{refused}");
+    process.wait_event(
+        Event::HandshakeFailed,
+        &["give it the authority of the certificate", "peer=\"127.0.0.1:"],
+    )?;
     // The port serves no plain HTTP.
     let plain = address.replace("https://", "http://");
     assert!(get(&plain, "/health").is_err());

@@ -19,6 +19,7 @@ mod port_holder;
 mod report;
 mod transport;
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Write as _, stdout};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
@@ -175,10 +176,7 @@ pub fn run(config: Config, json: bool) -> ExitCode {
 /// Makes all checks at the same time. Returns their findings in the order of the report.
 pub fn examine(config: Config) -> Vec<Finding> {
     let deadline = Instant::now() + LIMIT;
-    let (config, not_cached) = match hub::localize_cached(&config) {
-        Ok(localized) => (localized, None),
-        Err(error) => (config, Some(error.to_string())),
-    };
+    let (config, not_cached) = localized(config, FACTS_WITHIN, hub::localize_cached);
     let subject = Arc::new(Subject {
         config,
         not_cached,
@@ -218,6 +216,30 @@ pub fn examine(config: Config) -> Vec<Finding> {
         vec![Finding::fault(checkup.name, what, checkup.if_stuck)]
     };
     all.into_iter().zip(CHECKS).flat_map(|(found, checkup)| found.unwrap_or_else(|| stuck(checkup))).collect()
+}
+
+/// The configuration with the files in the cache that the model's name stands for, or why there are none. A file system that hangs costs `limit`.
+fn localized<E: Display + Send + 'static>(
+    config: Config,
+    limit: Duration,
+    look: impl FnOnce(&Config) -> Result<Config, E> + Send + 'static,
+) -> (Config, Option<String>) {
+    let (told, found) = mpsc::channel();
+    let asked = config.clone();
+    // A thread that hangs is left behind. It ends with the process.
+    thread::spawn(move || {
+        // Fails after the time limit.
+        let _ = told.send(look(&asked));
+    });
+    match found.recv_timeout(limit) {
+        Ok(Ok(localized)) => (localized, None),
+        Ok(Err(error)) => (config, Some(error.to_string())),
+        Err(_) => {
+            let reason =
+                format!("the folder of downloaded models did not answer within {} s", limit.as_secs());
+            (config, Some(reason))
+        }
+    }
 }
 
 /// The version of this build, and the role that is checked.

@@ -34,6 +34,7 @@ mod fields;
 mod fleet;
 mod generate;
 mod handlers;
+mod https;
 mod lark;
 mod limits;
 mod live;
@@ -74,7 +75,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Recipient;
-use actix_tls::accept::max_concurrent_tls_connect;
 use actix_web::dev::Server;
 use actix_web::http::StatusCode;
 use actix_web::middleware::from_fn;
@@ -91,6 +91,7 @@ use crate::traces::Traces;
 
 use api_key::ApiKey;
 use connection::{Connection, attend};
+use https::ServerShape;
 
 pub use actix_web::dev::ServerHandle;
 pub use admin::{DrainControl, LeftWork};
@@ -359,15 +360,19 @@ fn listen(
 ) -> io::Result<Server> {
     prepare(&listener, &limits)?;
     let key = web::Data::new(ApiKey(api_key));
-    let server = HttpServer::new(move || {
+    let app = move || {
         App::new()
             .app_data(key.clone())
             .configure(services.clone())
             .default_service(web::to(handlers::no_such_path))
             .wrap(from_fn(api_key::check))
             .wrap(from_fn(attend))
-    });
-    let server = server
+    };
+    let drain_seconds = drain.as_secs_f64().ceil() as u64;
+    if let Some(tls) = tls {
+        return https::serve(listener, &tls, ServerShape { workers, limits, drain_seconds }, app);
+    }
+    let server = HttpServer::new(app)
         .workers(workers)
         .disable_signals()
         // A client that half-closes counts as gone: its request is aborted.
@@ -376,17 +381,8 @@ fn listen(
         .keep_alive(limits.idle)
         .max_connections(limits.connections.div_ceil(workers))
         .on_connect(Connection::accept(limits))
-        .shutdown_timeout(drain.as_secs_f64().ceil() as u64);
-    let server = match tls {
-        None => server.listen(listener)?,
-        Some(tls) => {
-            let config = tls.server().map_err(io::Error::other)?;
-            // At the default, 256 silent connections keep all others out. The number holds for each worker of the process from now on.
-            max_concurrent_tls_connect(limits.connections);
-            server.listen_rustls_0_23(listener, config)?
-        }
-    };
-    Ok(server.run())
+        .shutdown_timeout(drain_seconds);
+    Ok(server.listen(listener)?.run())
 }
 
 /// A path that accepts POST only.

@@ -10,6 +10,7 @@ use common::metrics::{Metric, MetricKind, MetricsText};
 use crate::frontend::{AnswerCounts, CacheInfo, Observed, write_proxy_metrics};
 use crate::membership::MembershipMetrics;
 use crate::process_metrics::ProcessMetrics;
+use crate::tls::CertificateExpiries;
 
 const HEAD: &str = "\
 # Metrics
@@ -63,7 +64,9 @@ pub fn groups() -> Vec<MetricsGroup> {
         group("Fleet", "All processes have these. They are 0 without etcd and DNS.", &|page| {
             MembershipMetrics::default().write(page);
         }),
-        group("Process", "All processes have these.", &|page| ProcessMetrics::new("", "").write(page)),
+        group("Process", "All processes have these.", &|page| {
+            ProcessMetrics::new("", "", CertificateExpiries::default()).write(page);
+        }),
     ]
 }
 

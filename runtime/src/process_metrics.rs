@@ -1,4 +1,4 @@
-//! Metrics of the process as such: its build, its memory, its open files, and its start.
+//! Metrics of the process as such: its build, its memory, its open files, its start, and the ends of its certificates.
 //!
 //! The names are those of Prometheus's client libraries. `/proc/self` has the values; one that cannot be read is left out.
 
@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::metrics::{Metric, MetricsText};
 use rustix::process::{Resource, getrlimit};
+
+use crate::tls::CertificateExpiries;
 
 const BUILD: Metric = Metric::gauge("baton_build_info", "Always 1. The labels describe the process.")
     .by(&["version", "role", "device"]);
@@ -21,19 +23,20 @@ const START: Metric =
 /// Clock ticks per second in `/proc`. USER_HZ is 100 on every Linux that Rust supports.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// What does not change while the process runs.
-#[derive(Clone, Copy, Debug)]
+/// What the metrics of a process need to know.
+#[derive(Clone, Debug)]
 pub struct ProcessMetrics {
     role: &'static str,
     device: &'static str,
     started: Duration,
+    expiries: CertificateExpiries,
 }
 
 impl ProcessMetrics {
     /// The metrics of this process. `device` is where its engine computes.
-    pub fn new(role: &'static str, device: &'static str) -> Self {
+    pub fn new(role: &'static str, device: &'static str, expiries: CertificateExpiries) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { role, device, started: now.saturating_sub(age().unwrap_or_default()) }
+        Self { role, device, started: now.saturating_sub(age().unwrap_or_default()), expiries }
     }
 
     /// Writes the metrics.
@@ -53,6 +56,7 @@ impl ProcessMetrics {
         value(&RESIDENT, status_bytes(&status, "VmRSS:"));
         value(&VIRTUAL, status_bytes(&status, "VmSize:"));
         value(&START, Some((self.started.as_secs_f64() * 100.0).round() / 100.0));
+        self.expiries.write(page);
     }
 }
 
@@ -92,7 +96,7 @@ mod tests {
     #[test]
     fn the_values_of_this_process_are_plausible() {
         let mut page = MetricsText::default();
-        ProcessMetrics::new("node", "cpu").write(&mut page);
+        ProcessMetrics::new("node", "cpu", CertificateExpiries::default()).write(&mut page);
         let text = page.into_string();
         let value = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -33,13 +33,13 @@ use crate::grammar::ModelCompiler;
 use crate::kv_events::{EventSource, KvEventPorts};
 use crate::membership::MembershipMetrics;
 use crate::open_files;
-use crate::service_manager::{self, ServiceManager};
+use crate::service_manager::{self, ServiceManager, StartProgress};
 use crate::telemetry;
 use crate::traces::{CollectorError, Traces, record_prefills};
 use announcing::Announcing;
 use certificates::Certificates;
 use ending::{
-    Signals, TEAR_DOWN_LIMIT, drain_when_asked, end_at_faults, ending, exit_after, leave_when_asked,
+    Signals, TEAR_DOWN_LIMIT, drain_when_asked, end_at_faults, end_by, ending, exit_after, leave_when_asked,
 };
 use exposure::Port;
 use plan::OpenFilePlan;
@@ -106,7 +106,12 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     let limits = limits(&config, open_files, ports.http_count());
     tracing::info!(%role, pid = std::process::id(), model = %config.model.display(), "starting");
     service_manager::report_start("loading the model");
-    let engine = open(&plan::engine(&config), telemetry::loading())?;
+    let (shown, start) = (telemetry::loading(), StartProgress::default());
+    let loading = |done, total| {
+        shown(done, total);
+        start.made();
+    };
+    let engine = open(&plan::engine(&config), &loading)?;
     let model = served_model(&config, engine.model())?;
     let (pool, layout) = (engine.kv().pages(), engine.kv().layout().clone());
     tracing::info!(
@@ -178,9 +183,8 @@ fn log_link_port(listener: &TcpListener, config: &Config) -> std::io::Result<()>
             "this node works alone, because link.peers is empty; to connect another process, set its link.peers to this address"
         );
     }
-    // With TLS, only peers with a certificate of the authorities can join.
-    let warning = Port::Link.warning(address, config.link.secret.as_ref());
-    if let Some(warning) = warning.filter(|_| config.link.tls_cert_file.is_none()) {
+    let warning = Port::link(config).and_then(|port| port.warning(address, config.link.secret.as_ref()));
+    if let Some(warning) = warning {
         tracing::warn!(%address, "{warning}");
     }
     Ok(())
@@ -225,7 +229,7 @@ async fn serve(
     match &end {
         None => {
             shared.drain.begin();
-            end_at_faults(&node, shared.drain.clone(), limit);
+            end_at_faults(&node, shared.drain.clone(), end_by(Instant::now(), &config));
         }
         Some(fault) => {
             exit_after(limit + TEAR_DOWN_LIMIT, fault.clone())?;

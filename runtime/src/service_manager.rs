@@ -6,24 +6,40 @@
 pub mod state;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
 use crate::config::Surroundings;
-use state::{ServiceReport, ServiceReports, ServiceView};
+use state::{START_STEP, ServiceReport, ServiceReports, ServiceView, StartPace};
 
 /// Maximum time between two looks at the process.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Reports what a process does before it serves, such as "loading the model". Does nothing without a service manager.
+/// Reports what a process does before it serves, such as "loading the model", and gives it [`START_STEP`] for that. Does nothing without a service
+/// manager.
 pub fn report_start(status: &str) {
     if Surroundings::has_service_manager() {
-        warn_of(&send(&[ServiceReport::Status(status.to_owned())]));
+        warn_of(&send(&[ServiceReport::Status(status.to_owned()), ServiceReport::Extend(START_STEP)]));
+    }
+}
+
+/// Keeps the service manager from ending a process whose start takes long and makes progress. Does nothing without a service manager.
+#[derive(Debug, Default)]
+pub struct StartProgress(Mutex<StartPace>);
+
+impl StartProgress {
+    /// A part of a download has arrived, or a part of the model is loaded. May be called often.
+    pub fn made(&self) {
+        let is_due = || self.0.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now());
+        if Surroundings::has_service_manager() && is_due() {
+            // The next report warns if the service manager cannot be told.
+            let _ = send(&[ServiceReport::Extend(START_STEP)]);
+        }
     }
 }
 
@@ -115,5 +131,8 @@ fn notify_state(report: &ServiceReport) -> NotifyState<'_> {
         ServiceReport::Stopping => NotifyState::Stopping,
         ServiceReport::Progress => NotifyState::Watchdog,
         ServiceReport::Status(status) => NotifyState::Status(status),
+        ServiceReport::Extend(time) => {
+            NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))
+        }
     }
 }

@@ -8,6 +8,7 @@
 //! The provider of the cryptography is ring. It is named wherever a configuration is made, so no default of the process matters.
 
 mod authorities;
+mod expiries;
 mod files;
 mod http;
 mod link;
@@ -19,6 +20,8 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 
 pub(crate) use authorities::{for_ureq, of_system};
+pub use expiries::CertificateExpiries;
+pub(crate) use expiries::CertificateExpiry;
 pub use files::TlsFileError;
 pub(crate) use files::{Pair, TlsFile, expiry};
 pub use http::HttpTls;

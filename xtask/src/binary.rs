@@ -1,7 +1,7 @@
 //! Builds release binaries of the workspace and finds them in the output of cargo.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -35,9 +35,26 @@ impl Program {
 /// # Errors
 /// Cargo does not start, a program does not build, or cargo's messages do not name its binary.
 pub(crate) fn build<const N: usize>(programs: [Program; N], features: &[&str]) -> Result<[PathBuf; N]> {
+    build_with(place::cargo(), programs, features)
+}
+
+/// Builds release binaries for a package (see [`place::for_packages`]), otherwise as [`build`].
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn package<const N: usize>(programs: [Program; N], features: &[&str]) -> Result<[PathBuf; N]> {
+    let mut cargo = place::cargo();
+    place::for_packages(&mut cargo)?;
+    build_with(cargo, programs, features)
+}
+
+fn build_with<const N: usize>(
+    mut cargo: Command,
+    programs: [Program; N],
+    features: &[&str],
+) -> Result<[PathBuf; N]> {
     let names = programs.map(|program| program.name).join(" and ");
     println!("building {names} in release mode; the first build takes minutes");
-    let mut cargo = place::cargo();
     cargo.args(["build", "--release", "--locked", "--features", &features.join(",")]);
     for Program { package, kind, name } in programs {
         cargo.args(["--package", package, &format!("--{kind}"), name]);

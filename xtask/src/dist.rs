@@ -49,10 +49,10 @@ pub(crate) type Contents = BTreeMap<PathBuf, ArchiveEntry>;
 /// Fetches, builds, copies everything to `target/dist/baton-<version>/`, and packs that folder.
 ///
 /// # Errors
-/// The fetch or the build fails (see [`fetch::run`] and [`binary::build`]), a file is missing or cannot be written, or the archive is too large.
+/// The fetch or the build fails (see [`fetch::run`] and [`binary::package`]), a file is missing or cannot be written, or the archive is too large.
 pub(crate) fn run() -> Result<()> {
     let [ucx, cuda] = fetch::run([fetch::UCX, fetch::CUDA])?;
-    let programs = binary::build([binary::RUNTIME, binary::GPU_ENGINE], &["cuda"])?;
+    let programs = binary::package([binary::RUNTIME, binary::GPU_ENGINE], &["cuda"])?;
     let dist = place::target().join("dist");
     let (folder, extras) = (dist.join(NAME), dist.join("generated"));
     generated::write(&programs[0], &[&ucx, &cuda], &extras)?;
@@ -162,7 +162,10 @@ pub(crate) fn stage(contents: &Contents, folder: &Path) -> Result<()> {
         let parent = to.parent().unwrap_or(folder);
         fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         match source {
-            ArchiveEntry::Program(from) => strip(from, &to)?,
+            ArchiveEntry::Program(from) => {
+                strip(from, &to)?;
+                require_anonymous(&to, &place::root())?;
+            }
             ArchiveEntry::File(from) => copy(from, &to)?,
             ArchiveEntry::Link(name) => {
                 symlink(name, &to).with_context(|| format!("cannot create {}", to.display()))?;
@@ -187,6 +190,19 @@ fn strip(from: &Path, to: &Path) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => copy(from, to),
         Err(error) => Err(error).context("cannot start strip"),
     }
+}
+
+/// Checks that a program does not name a folder of this machine.
+fn require_anonymous(program: &Path, folder: &Path) -> Result<()> {
+    let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let name = folder.as_os_str().as_encoded_bytes();
+    ensure!(
+        !bytes.windows(name.len()).any(|part| part == name),
+        "{} names the folder {}; find out which part does with `strings`, and add it to xtask/src/place.rs",
+        program.display(),
+        folder.display()
+    );
+    Ok(())
 }
 
 /// Packs the staged folder. The same files give the same bytes for every user and at every time.

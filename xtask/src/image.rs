@@ -12,7 +12,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::dist::{self, ArchiveEntry, Contents};
-use crate::{binary, fetch, licences, place};
+use crate::licences::Licences;
+use crate::{binary, fetch, place};
 
 /// The user and the group of the process. Users of this number exist on no machine, and other images use it too.
 const USER: &str = "65532:65532";
@@ -46,15 +47,19 @@ pub(crate) fn run(with_cuda: bool) -> Result<()> {
     if with_cuda {
         wheels.extend(fetch::run([fetch::CUBLAS])?);
     }
-    let [runtime] = binary::build([binary::RUNTIME], &["cuda"])?;
+    let [runtime] = binary::package([binary::RUNTIME], &["cuda"])?;
     let images = place::target().join("image");
     let root = images.join(format!("root-{}", kind.name));
     let contents = contents(kind, &runtime, &wheels)?;
     // Replaces the root, so the base comes second.
     dist::stage(&contents, &root)?;
     let shipped: Vec<&Path> = wheels.iter().map(PathBuf::as_path).collect();
-    licences::write(&shipped, &root.join(HOME))?;
-    base::write(&root, &images.join("packages"))?;
+    let packages = base::write(&root, &images.join("packages"))?;
+    let licences = Licences::of(&shipped)?.with_system(&packages);
+    licences.write(&root.join(HOME))?;
+    let cache = root.with_file_name("cache");
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    [&root, &cache].into_iter().try_for_each(|folder| base::set_modes(folder))?;
     let size = size_of(&root)?;
     ensure!(
         size <= kind.limit_bytes,
@@ -63,7 +68,7 @@ pub(crate) fn run(with_cuda: bool) -> Result<()> {
         root.display()
     );
     let archive = images.join(format!("baton-{}-{}.oci.tar", env!("CARGO_PKG_VERSION"), kind.name));
-    pack(kind, &root, &archive)?;
+    pack(kind, &licences.expression(), &root, &cache, &archive)?;
     println!("{}: {} on disk", archive.display(), dist::in_mib(size));
     println!("to load it: podman load --input {}", archive.display());
     Ok(())
@@ -103,8 +108,8 @@ fn size_of(folder: &Path) -> Result<u64> {
     Ok(size)
 }
 
-/// The settings of the image, as arguments of `buildah config`.
-fn settings(kind: ImageKind) -> Vec<String> {
+/// The settings of the image, as arguments of `buildah config`. `licences` is the expression for all that it contains.
+fn settings(kind: ImageKind, licences: &str) -> Vec<String> {
     let path = format!("/{HOME}/bin");
     let mut settings = vec![
         format!("--user={USER}"),
@@ -126,16 +131,14 @@ fn settings(kind: ImageKind) -> Vec<String> {
         ("title", "Baton"),
         ("description", "Serves large language models with disaggregated prefill"),
         ("version", env!("CARGO_PKG_VERSION")),
-        ("licenses", "Apache-2.0"),
+        ("licenses", licences),
     ];
     settings.extend(labels.map(|(name, value)| format!("--label=org.opencontainers.image.{name}={value}")));
     settings
 }
 
-/// Packs `root` as an image into `archive`.
-fn pack(kind: ImageKind, root: &Path, archive: &Path) -> Result<()> {
-    let cache = root.with_file_name("cache");
-    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+/// Packs `root` as an image into `archive`. `cache` is the empty folder of the volume.
+fn pack(kind: ImageKind, licences: &str, root: &Path, cache: &Path, archive: &Path) -> Result<()> {
     if archive.exists() {
         // buildah adds to an archive that exists.
         fs::remove_file(archive).with_context(|| format!("cannot remove {}", archive.display()))?;
@@ -152,7 +155,7 @@ fn pack(kind: ImageKind, root: &Path, archive: &Path) -> Result<()> {
             CACHE,
         ])?;
         let mut config = vec!["config".to_owned()];
-        config.extend(settings(kind));
+        config.extend(settings(kind, licences));
         config.push(container.clone());
         buildah(&config.iter().map(String::as_str).collect::<Vec<_>>())?;
         let name =
@@ -189,11 +192,12 @@ mod tests {
 
     #[test]
     fn only_the_cuda_image_asks_for_gpus() {
-        let has = |kind, word: &str| settings(kind).iter().any(|setting| setting.contains(word));
+        let has = |kind, word: &str| settings(kind, "MIT").iter().any(|setting| setting.contains(word));
         assert!(has(CUDA, "NVIDIA_DRIVER_CAPABILITIES=compute,utility") && !has(CPU, "NVIDIA"));
         for kind in [CPU, CUDA] {
             let numeric = |part: &str| part.parse::<u32>().is_ok_and(|number| number != 0);
-            let user = settings(kind)
+            assert!(has(kind, "image.licenses=MIT"));
+            let user = settings(kind, "MIT")
                 .into_iter()
                 .find_map(|setting| Some(setting.strip_prefix("--user=")?.to_owned()));
             assert!(user.is_some_and(|user| user.split(':').all(numeric)), "Kubernetes wants a number");

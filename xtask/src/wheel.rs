@@ -22,7 +22,7 @@ const FOLDER: &str = "target/wheel";
 /// A fetch or the build fails, a file cannot be written, or maturin fails.
 pub(crate) fn run() -> Result<()> {
     let [cuda, maturin] = fetch::run([fetch::CUDA, fetch::MATURIN])?;
-    let [runtime] = binary::build([binary::RUNTIME], &["cuda"])?;
+    let [runtime] = binary::package([binary::RUNTIME], &["cuda"])?;
     let folder = place::root().join(FOLDER);
     lay_out(&folder, |data| generated::write(&runtime, &[&cuda], data))?;
     let wheel = pack(&maturin, &folder)?;
@@ -50,7 +50,8 @@ fn lay_out(folder: &Path, generate: impl FnOnce(&Path) -> Result<()>) -> Result<
 /// Packs the wheel into `folder` and returns it. `maturin` is the fetched folder.
 fn pack(maturin: &Path, folder: &Path) -> Result<PathBuf> {
     let program = maturin.join("bin/maturin");
-    let status = Command::new(&program)
+    let mut maturin = Command::new(&program);
+    let status = place::for_packages(&mut maturin)?
         .args(["build", "--release", "--features", "cuda", "--auditwheel", "check", "--out"])
         .arg(folder)
         .current_dir(place::root())

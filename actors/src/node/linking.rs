@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use actix::prelude::*;
 use connector::frame::KvShape;
 use connector::transport::{Event, EventSink, Transport};
+use engine::KvLayout;
 use tokio::net::TcpListener;
 
 use super::{LinkConfig, NodeError, NodeFacts, Parts};
@@ -36,7 +37,8 @@ pub(super) fn start<E>(
     mailboxes: &Mailboxes,
 ) -> Result<Linked, NodeError<E>> {
     let NodeFacts { incarnation, capabilities, cache_pages, http, .. } = *facts;
-    let shape = shape(parts, link.page_hash);
+    let model = (parts.model.name.as_str(), parts.model.fingerprint);
+    let shape = kv_shape(parts.pool.layout(), model, link.page_hash);
     let listener = link.listener;
     if let Some(listener) = &listener {
         listener.set_nonblocking(true).map_err(NodeError::Io)?;
@@ -87,11 +89,11 @@ pub(super) fn start<E>(
     Ok(Linked { peer_link, arbiter, transport })
 }
 
-fn shape(parts: &Parts, page_hash: bool) -> KvShape {
-    let layout = parts.pool.layout();
+/// What a process with this layout of pages says of them to peers. `model` is its name and fingerprint.
+pub fn kv_shape(layout: &KvLayout, (name, fingerprint): (&str, [u8; 32]), page_hash: bool) -> KvShape {
     KvShape {
-        model: parts.model.name.clone(),
-        fingerprint: parts.model.fingerprint,
+        model: name.to_owned(),
+        fingerprint,
         layers: layout.layers,
         kv_heads: layout.kv_heads,
         head_dim: layout.head_dim,

@@ -31,7 +31,7 @@ use crate::messages::{
     SendFrame, SequenceAdvanced, SequenceEnd, SequenceId, SessionId, StartPrefill, StartSequence, TRACED_MAX,
 };
 use crate::request::RequestId;
-use entry::{Entry, HandOver, Phase, cancel_puts, failed};
+use entry::{Entry, HandOver, Phase, cancel_puts, failed, turned_away};
 use grammars::{Grammars, Wanted, refused};
 
 /// A request of a peer.
@@ -159,12 +159,15 @@ impl PrefillerState {
             trace,
         } = start;
         let key = (session, request);
+        let trace = trace
+            .filter(|_| self.config.records_traces)
+            .map(|context| PrefillTraced::new(now, context, key, prompt.len() as u32, resident));
         if let Some(reason) = self.refusal(key, &prompt, resident, prompt_logprobs) {
-            return vec![failed(key, PrefillFault::Refused, reason)];
+            return turned_away(trace, "refused", failed(key, PrefillFault::Refused, reason));
         }
         if self.of_session.get(&session).is_some_and(|count| *count >= PREFILLS_MAX) {
             let reason = format!("the session already has {PREFILLS_MAX} prefills on this sender");
-            return vec![failed(key, PrefillFault::Busy, reason)];
+            return turned_away(trace, "busy", failed(key, PrefillFault::Busy, reason));
         }
         let deadline = now + Duration::from_millis(remaining_ms.min(REMAINING_MS_MAX));
         let compiling = |hash| Phase::Compiling(hash, deadline.min(now + COMPILING_MAX));
@@ -174,16 +177,15 @@ impl PrefillerState {
             Ok(Some((_, Wanted::Compiled(grammar)))) => (Some(grammar), Phase::Reserving, None),
             Ok(Some((hash, Wanted::Compiling))) => (None, compiling(hash), None),
             Ok(Some((hash, Wanted::New(new)))) => (None, compiling(hash), Some(to::grammar_thread(new))),
-            Err(reason) => return vec![failed(key, PrefillFault::Refused, reason)],
+            Err(reason) => {
+                return turned_away(trace, "grammar", failed(key, PrefillFault::Refused, reason));
+            }
         };
         self.next_serial += 1;
         let serial = self.next_serial;
         self.serials.insert(serial, key);
         *self.of_session.entry(session).or_default() += 1;
         let prompt: Arc<[u32]> = prompt.into();
-        let trace = trace
-            .filter(|_| self.config.records_traces)
-            .map(|context| PrefillTraced::new(now, context, key, prompt.len() as u32, resident).into());
         let entry = Entry {
             serial,
             prompt,
@@ -194,7 +196,7 @@ impl PrefillerState {
             reported: 0,
             resident,
             deadline,
-            trace,
+            trace: trace.map(Box::new),
             phase,
         };
         let reserve = entry.reserve(self.config.page_tokens);

@@ -2,12 +2,13 @@
 //!
 //! The certificates come from the caller, which may replace them while sessions live ([`LinkTls::renew`]): each new connection uses those of its
 //! beginning, and a session keeps its own. TLS 1.3 only, because both ends are builds of Baton. No session is resumed, so each connection
-//! checks the peer's certificate against the authorities and names of that moment.
+//! checks the peer's certificate against the authorities and names of that moment. A thread of its own computes the handshakes.
 //!
 //! A process without TLS sends its Challenge as soon as a dialer connects, and a dialer without TLS waits for it. So an end with TLS can tell that
 //! its peer has none: its first byte is no TLS record, or there is none. Frames begin with the upper byte of a length of at most 1 MiB, which is 0
 //! and never the type of a TLS record, so an end without TLS can tell too.
 
+mod handshake_thread;
 mod stream;
 mod verify;
 
@@ -26,7 +27,8 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::{HANDSHAKE, LinkError};
-use verify::{DialerVerifier, ListenerVerifier};
+use handshake_thread::{HandshakeThread, moved_here};
+use verify::PeerVerifier;
 
 pub use super::tls_error::{LinkTlsError, presented_names};
 pub(super) use stream::LinkStream;
@@ -58,26 +60,31 @@ pub struct LinkCredentials {
 struct Ends {
     dialer: Arc<ClientConfig>,
     listener: Arc<ServerConfig>,
+    /// The name that a dialer sends if no certificate can be for the host that it dials; `None` without allowed names.
+    allowed: Option<ServerName<'static>>,
 }
 
 /// TLS for the connections of one process.
 pub struct LinkTls {
     ends: RwLock<Ends>,
+    thread: HandshakeThread,
 }
 
 impl LinkTls {
     /// TLS with these credentials.
     ///
     /// # Errors
-    /// There is no authority.
+    /// There is no authority, or the system starts no thread for the handshakes.
     pub fn new(credentials: &LinkCredentials) -> Result<Self, LinkTlsError> {
-        Ok(Self { ends: RwLock::new(Ends::new(credentials)?) })
+        let ends = RwLock::new(Ends::new(credentials)?);
+        let thread = HandshakeThread::start().map_err(|error| LinkTlsError::Thread(error.to_string()))?;
+        Ok(Self { ends, thread })
     }
 
     /// Uses these credentials for all connections that begin from now on.
     ///
     /// # Errors
-    /// As [`new`](Self::new); the old ones stay in use.
+    /// There is no authority; the old credentials stay in use.
     pub fn renew(&self, credentials: &LinkCredentials) -> Result<(), LinkTlsError> {
         let ends = Ends::new(credentials)?;
         *self.ends.write().unwrap_or_else(PoisonError::into_inner) = ends;
@@ -86,33 +93,59 @@ impl LinkTls {
 
     /// The dialer's side of the TLS handshake. `address` is what was dialled, `host:port`.
     pub(super) async fn connect(&self, tcp: TcpStream, address: &str) -> Result<LinkStream, LinkError> {
-        let name = ServerName::try_from(host(address).to_owned())
-            .map_err(|_| LinkTlsError::Address(address.to_owned()))?;
-        let config = Arc::clone(&self.ends.read().unwrap_or_else(PoisonError::into_inner).dialer);
-        let shaken = timeout(HANDSHAKE, TlsConnector::from(config).connect(name, tcp)).await;
-        let tls = shaken.map_err(|_| LinkError::Silent(HANDSHAKE))??;
-        Ok(LinkStream::Tls(Box::new(TlsStream::Client(tls))))
+        let (config, name) = {
+            let ends = self.ends.read().unwrap_or_else(PoisonError::into_inner);
+            (Arc::clone(&ends.dialer), server_name(address, ends.allowed.as_ref())?)
+        };
+        let shake = |tcp| async {
+            let shaken = timeout(HANDSHAKE, TlsConnector::from(config).connect(name, tcp)).await;
+            Ok(shaken.map_err(|_| LinkError::Silent(HANDSHAKE))??)
+        };
+        carried_here(TlsStream::Client(self.thread.run(tcp, shake).await?))
     }
 
     /// The listener's side of the TLS handshake.
-    pub(super) async fn accept(&self, mut tcp: TcpStream) -> Result<LinkStream, LinkError> {
-        let mut first = [0];
-        match timeout(FIRST_RECORD, tcp.peek(&mut first)).await {
-            Ok(Ok(0)) => return Err(LinkError::Closed),
-            Ok(Ok(_)) if first[0] == HANDSHAKE_RECORD => {}
-            Ok(Err(error)) => return Err(error.into()),
-            Ok(Ok(_)) | Err(_) => {
-                // If the peer is gone, it needs no answer.
-                let _ = tcp.write_all(&REFUSAL).await;
-                let _ = tcp.shutdown().await;
-                return Err(LinkTlsError::PeerIsPlain.into());
-            }
-        }
+    pub(super) async fn accept(&self, tcp: TcpStream) -> Result<LinkStream, LinkError> {
         let config = Arc::clone(&self.ends.read().unwrap_or_else(PoisonError::into_inner).listener);
-        let shaken = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(tcp)).await;
-        let tls = shaken.map_err(|_| LinkError::Silent(HANDSHAKE))??;
-        Ok(LinkStream::Tls(Box::new(TlsStream::Server(tls))))
+        let shake = |tcp| async {
+            let tcp = beginning_with_tls(tcp).await?;
+            let shaken = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(tcp)).await;
+            Ok(shaken.map_err(|_| LinkError::Silent(HANDSHAKE))??)
+        };
+        carried_here(TlsStream::Server(self.thread.run(tcp, shake).await?))
     }
+}
+
+/// A stream whose handshake is over, for the runtime of the caller.
+fn carried_here(mut tls: TlsStream<TcpStream>) -> Result<LinkStream, LinkError> {
+    let tcp = tls.get_mut().0;
+    *tcp = moved_here(tcp)?;
+    Ok(LinkStream::Tls(Box::new(tls)))
+}
+
+/// Waits for the first byte of a dialer. If it does not begin TLS, the dialer is told that this end does.
+async fn beginning_with_tls(mut tcp: TcpStream) -> Result<TcpStream, LinkError> {
+    let mut first = [0];
+    match timeout(FIRST_RECORD, tcp.peek(&mut first)).await {
+        Ok(Ok(0)) => Err(LinkError::Closed),
+        Ok(Ok(_)) if first[0] == HANDSHAKE_RECORD => Ok(tcp),
+        Ok(Err(error)) => Err(error.into()),
+        Ok(Ok(_)) | Err(_) => {
+            // If the peer is gone, it needs no answer.
+            let _ = tcp.write_all(&REFUSAL).await;
+            let _ = tcp.shutdown().await;
+            Err(LinkTlsError::PeerIsPlain.into())
+        }
+    }
+}
+
+/// The name that the dialer of `address` expects. With allowed names it is only sent, and the certificate needs one of those.
+fn server_name(
+    address: &str,
+    allowed: Option<&ServerName<'static>>,
+) -> Result<ServerName<'static>, LinkTlsError> {
+    let of_host = ServerName::try_from(host(address).to_owned()).ok();
+    of_host.or_else(|| allowed.cloned()).ok_or_else(|| LinkTlsError::Address(address.to_owned()))
 }
 
 impl Ends {
@@ -120,7 +153,7 @@ impl Ends {
         let LinkCredentials { certificate, authorities, allowed_names } = credentials;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let own = Arc::new(SingleCertAndKey::from(Arc::clone(certificate)));
-        let verifier = DialerVerifier::new(authorities, &provider, allowed_names)?;
+        let verifier = PeerVerifier::of_listeners(authorities, &provider, allowed_names)?;
         let mut dialer = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13])
             .map_err(LinkTlsError::Protocol)?
@@ -128,7 +161,7 @@ impl Ends {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::clone(&own) as _);
         dialer.resumption = Resumption::disabled();
-        let verifier = ListenerVerifier::new(authorities, &provider, allowed_names)?;
+        let verifier = PeerVerifier::of_dialers(authorities, &provider, allowed_names)?;
         let mut listener = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(LinkTlsError::Protocol)?
@@ -136,7 +169,8 @@ impl Ends {
             .with_cert_resolver(own);
         listener.session_storage = Arc::new(NoServerSessionStorage {});
         listener.send_tls13_tickets = 0;
-        Ok(Self { dialer: Arc::new(dialer), listener: Arc::new(listener) })
+        let allowed = allowed_names.first().cloned();
+        Ok(Self { dialer: Arc::new(dialer), listener: Arc::new(listener), allowed })
     }
 }
 

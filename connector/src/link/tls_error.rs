@@ -57,9 +57,10 @@ pub enum LinkTlsError {
          sides or on neither"
     )]
     PeerSpeaksTls,
-    /// The dialled host cannot be in a certificate.
+    /// The dialled host cannot be in a certificate, and there are no allowed names.
     #[error(
-        "no certificate can be for the host in {0}; set link.tls_allowed_names to a name in the certificates of peers"
+        "no certificate can be for the host in {0}; dial a host name or an IP address without a zone, or set link.tls_allowed_names to a name \
+         in the certificates of peers"
     )]
     Address(String),
     /// The file of authorities has none.
@@ -67,6 +68,9 @@ pub enum LinkTlsError {
         "link.tls_ca_file has no authority; set it to a PEM file with the authorities of the peers' certificates"
     )]
     NoAuthority,
+    /// The system starts no thread for the handshakes.
+    #[error("cannot start the thread of TLS handshakes ({0}); raise the limits of threads and open files")]
+    Thread(String),
     /// The peer does not follow the protocol.
     #[error("TLS on the link failed: {0}")]
     Protocol(Error),
@@ -92,6 +96,7 @@ impl LinkTlsError {
             Self::PeerSpeaksTls => "peer_speaks_tls",
             Self::Address(_) => "address",
             Self::NoAuthority => "no_authority",
+            Self::Thread(_) => "thread",
             Self::Protocol(_) => "protocol",
         }
     }

@@ -7,9 +7,9 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::cublaslt::result::CublasError;
-use cudarc::cublaslt::sys as lt;
 use cudarc::driver::{result, sys};
 
+use super::cublas;
 use crate::error::{CudaError, CudaStatus};
 
 pub(super) type Result<T> = std::result::Result<T, CudaError>;
@@ -85,15 +85,10 @@ impl CudaDevice {
     /// Retains the primary context of device `ordinal` and binds it to this thread.
     ///
     /// # Errors
-    /// The machine has no driver, no such device, or no cublasLt library.
+    /// The machine has no driver, no such device, or no cublasLt of its CUDA version.
     pub(super) fn open(ordinal: u32) -> Result<Arc<Self>> {
         Self::load()?;
-        // SAFETY: as in `load`.
-        if !unsafe { lt::is_culib_present() } {
-            let text = "there is no libcublasLt.so.13; install baton-serve[cuda] with pip, or add the folder of CUDA 13's libraries to \
-                        LD_LIBRARY_PATH";
-            return Err(CudaError::without_status("loading CUDA", text));
-        }
+        cublas::require().map_err(|text| CudaError::without_status("loading CUDA", &text))?;
         let device = result::device::get(ordinal.cast_signed()).named("cuDeviceGet")?;
         // SAFETY: the device exists. `Drop` releases the context.
         let context = unsafe { result::primary_ctx::retain(device) }.named("cuDevicePrimaryCtxRetain")?;

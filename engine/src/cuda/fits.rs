@@ -6,6 +6,7 @@ use super::forward::SAMPLED_MAX;
 use super::gemm::ROWS_SPARE;
 use super::graph::GRAPH_ROWS_MAX;
 use super::kernels::baton_vocabulary_max;
+use crate::device_memory::DeviceMemory;
 use crate::error::OpenError;
 use crate::kv::KvLayout;
 use crate::model::spec::{AttentionSpec, ModelSpec};
@@ -63,12 +64,11 @@ pub(super) fn pages(
     let min_bytes = POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
     let kv_bytes = match config.device {
         crate::model::ComputeDevice::Cuda { memory_utilization, .. } if config.kv_bytes == 0 => {
-            let (free, total) = device.memory().map_err(OpenError::Cuda)?;
-            let share = (total as f64 * f64::from(memory_utilization)) as u64;
-            let used = (total - free) + forward_bytes(config, spec) + SPARE_BYTES;
-            let left = share.saturating_sub(used);
+            let (free_bytes, total_bytes) = device.memory().map_err(OpenError::Cuda)?;
+            let memory = DeviceMemory { free_bytes, total_bytes };
+            let left = memory.left_of_share(memory_utilization, forward_bytes(config, spec) + SPARE_BYTES);
             if left < min_bytes {
-                return Err(OpenError::GpuFull { free_mib: free >> 20, total_mib: total >> 20 });
+                return Err(OpenError::GpuFull { free_mib: free_bytes >> 20, total_mib: total_bytes >> 20 });
             }
             left
         }

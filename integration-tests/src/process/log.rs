@@ -45,6 +45,8 @@ pub enum Event {
     CertificatesRead,
     /// Files for TLS of HTTP or of the link have changed and cannot be used.
     PemUnusable,
+    /// A handshake with a client of an HTTPS port has failed. Fields: `peer`, `reason`.
+    HandshakeFailed,
     /// Files for TLS of HTTP or of the link have changed and are in use.
     PemRenewed,
     /// The fleet has more peers than `link.sessions`. Field: `sessions`.
@@ -77,6 +79,7 @@ impl Event {
             Self::CertificatesUnread => " the certificates for etcd cannot be read",
             Self::CertificatesRead => " the certificates for etcd were read again",
             Self::PemUnusable => ": the new files cannot be used",
+            Self::HandshakeFailed => " TLS handshakes of clients fail",
             Self::PemRenewed => ": the files have changed and are in use",
             Self::TooManyPeers => " the fleet has more peers for this process than link.sessions",
             Self::HeaderUnknown => " prefiller header names no connected sender",

@@ -45,6 +45,21 @@ fn a_proxy_serves_https_and_forwards_with_https() -> Result<()> {
     Ok(())
 }
 
+/// The proxy keeps connections to nodes. It must not go on with those to a node whose authority it no longer trusts.
+#[test]
+fn a_node_is_left_out_when_its_authority_is_removed() -> Result<()> {
+    let (authority, other, files) = (Authority::new()?, Authority::new()?, PemFolder::new()?);
+    let node = start_member("node", &all(&files.http(&authority.signs(&["127.0.0.1"])?)?))?;
+    let ca = files.put("fleet.nodes_ca_file", "ca.pem", &(authority.pem() + &other.pem()))?;
+    let proxy = start_proxy(&[node.address("http.port")?.replace("https://", "")], &[&ca])?;
+    let frontend = proxy.address("frontend.port")?;
+    assert_eq!(complete(&frontend, &json!("Once upon a time"), 4)?.ids.len(), 4);
+    files.put("fleet.nodes_ca_file", "ca.pem", &other.pem())?;
+    proxy.wait_event(Event::PemRenewed, &["the authorities of the nodes"])?;
+    proxy.wait_event(Event::NodeLeftOut, &["signed by no authority in fleet.nodes_ca_file"])?;
+    Ok(())
+}
+
 /// A port with this certificate, or one without TLS that answers every connection with 404. Its thread ends with the test.
 fn port(pair: Option<&SignedPair>) -> Result<String> {
     let tls = pair.map(|pair| -> Result<_> {

@@ -29,6 +29,7 @@ use clap::Args;
 use common::statistics::{median, quartiles};
 use connector::frame::Versions;
 use jiff::Timestamp;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use serde_json::json;
 
 use super::{files, plot};
@@ -113,6 +114,9 @@ pub(super) fn run(options: &TransferOptions, config: Config) -> Result<()> {
     ensure!(options.pages > 0 && options.page_kib != Some(0), "set --pages and --page-kib to at least 1");
     let counts = [options.rounds, options.cycles, options.in_flight];
     ensure!(!counts.contains(&0), "set --rounds, --cycles and --in-flight to at least 1");
+    if options.once || options.dial.is_some() {
+        end_with_parent();
+    }
     if let Some(address) = &options.dial {
         return send(options, &config, address);
     }
@@ -243,6 +247,12 @@ fn start(
         traces: None,
         link: Some(link),
     })?)
+}
+
+/// Has the kernel end this process when the one that started it has ended, however that ends. Standard input alone does not end a process that hangs.
+fn end_with_parent() {
+    // An error means that the kernel does not know the call. Then standard input decides.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
 }
 
 /// Runs the sender. Prints the time of the first put of each prompt, one per line, until standard input ends.

@@ -71,3 +71,20 @@ pub(super) fn collector(value: &Value) -> Result<String, String> {
         Err(format!("must be a URL such as http://localhost:4318, not {}", named(value)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collector_has_a_scheme_of_http_and_a_host() {
+        let check = |url: &str, is_good| assert_eq!(collector(&Value::from(url)).is_ok(), is_good, "{url}");
+        for url in ["http://localhost:4318", "https://c/", "http://gateway/tenant/traces"] {
+            check(url, true);
+        }
+        for url in ["localhost:4318", "grpc://localhost:4317", "http://", "http:///v1/traces", "http://:4318"]
+        {
+            check(url, false);
+        }
+    }
+}

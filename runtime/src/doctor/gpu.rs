@@ -1,6 +1,6 @@
 //! Checks of the GPUs: driver, compute capability, memory, and the links between them.
 
-use engine::{CudaError, GpuFacts, GpuPair, GpuSurvey, KERNELS_FOR};
+use engine::{CudaError, DeviceMemory, GpuFacts, GpuPair, GpuSurvey, KERNELS_FOR};
 
 use super::report::{Finding, bytes_text};
 use super::{FACTS_WITHIN, Subject, transport};
@@ -18,10 +18,12 @@ pub(super) struct GpuWish {
     pub(super) is_wanted: bool,
     /// Pages travel between GPUs.
     pub(super) has_lanes: bool,
-    /// Bytes of the weights and the pages; `None` if the model cannot be read.
-    pub(super) bytes: Option<u64>,
+    /// Bytes of the weights; `None` if the model cannot be read.
+    pub(super) weights: Option<u64>,
+    /// `engine.kv_bytes`; 0 for all that remains of the share.
+    pub(super) kv_bytes: u64,
     /// `engine.gpu_memory_utilization`.
-    pub(super) share: f64,
+    pub(super) share: f32,
 }
 
 /// The answer of the driver, as the judgement needs it.
@@ -42,12 +44,12 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
     let model = if is_wanted { subject.model() } else { None };
     let weights =
         model.and_then(|model| model.as_ref().as_ref().ok().map(|model| 2 * model.info().parameters));
-    let pages = config.engine.kv_bytes.map_or(0, |bytes| bytes.0);
     let wish = GpuWish {
         is_wanted,
         has_lanes: transport::has_lanes(config.role),
-        bytes: weights.map(|weights| weights + pages),
-        share: f64::from(config.engine.gpu_memory_utilization),
+        weights,
+        kv_bytes: config.engine.kv_bytes.map_or(0, |bytes| bytes.0),
+        share: config.engine.gpu_memory_utilization,
     };
     judge(survey.as_ref().as_ref().map(Option::as_ref), wish)
 }
@@ -143,21 +145,23 @@ fn judge_first(gpu: &GpuFacts, listed: &str) -> Finding {
     Finding::ok("gpu", what)
 }
 
-/// Whether weights and pages fit into the share of the GPU.
+/// Whether weights and pages fit into the GPU, by the rule of a start: `engine.kv_bytes` counts against the free memory, and without it the share does.
 fn judge_memory(gpu: &GpuFacts, wish: GpuWish) -> Option<Finding> {
     const CHECK: &str = "gpu memory";
-    let (free, wanted) = (gpu.free_bytes?, wish.bytes?.saturating_add(OTHERS));
-    let used = gpu.total_bytes.saturating_sub(free);
-    let left = ((gpu.total_bytes as f64 * wish.share) as u64).saturating_sub(used);
-    let what = format!(
-        "a start takes at least {}, and {} are left of {} (engine.gpu_memory_utilization {:.2}, {} free)",
-        bytes_text(wanted),
-        bytes_text(left),
-        bytes_text(gpu.total_bytes),
-        wish.share,
-        bytes_text(free)
-    );
-    if wanted > left {
+    let memory = DeviceMemory { free_bytes: gpu.free_bytes?, total_bytes: gpu.total_bytes };
+    let (pages, room) = memory.kv_room(wish.kv_bytes, wish.share, 0);
+    let wanted = wish.weights?.saturating_add(OTHERS).saturating_add(wish.kv_bytes);
+    let (free, total) = (bytes_text(memory.free_bytes), bytes_text(memory.total_bytes));
+    let of = match wish.kv_bytes {
+        0 => format!(
+            "{} are left of {total} (engine.gpu_memory_utilization {:.2}, {free} free)",
+            bytes_text(room),
+            wish.share
+        ),
+        _ => format!("{free} of {total} are free (engine.kv_bytes is {})", bytes_text(pages)),
+    };
+    let what = format!("a start takes at least {}, and {of}", bytes_text(wanted));
+    if wanted > room {
         let remedy = "end other processes on the GPU (nvidia-smi lists them), choose another one by CUDA_VISIBLE_DEVICES, or lower \
                       engine.kv_bytes";
         return Some(Finding::fault(CHECK, what, remedy));
@@ -175,7 +179,11 @@ fn judge_links(survey: &GpuSurvey) -> Finding {
             format!("no peer access between GPUs {}: pages go through host memory", without.join(", "));
         let remedy = "use GPUs with NVLink (nvidia-smi topo -m), or turn off ACS and IOMMU for PCIe; to accept it, lower \
                       transport.min_gigabytes_per_second";
-        return Finding::fault(CHECK, what, remedy);
+        // This process computes on the first GPU. The others are those of its peers, which may use only some of them.
+        let concerns_first =
+            survey.pairs.iter().any(|pair| !pair.has_access && (pair.from == 0 || pair.to == 0));
+        let finding = if concerns_first { Finding::fault } else { Finding::warning };
+        return finding(CHECK, what, remedy);
     }
     if survey.pairs.is_empty() {
         return Finding::ok(CHECK, "only one GPU is visible, so links to others are not checked");

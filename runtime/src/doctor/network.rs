@@ -52,9 +52,7 @@ pub(super) fn ports(subject: &Subject) -> Vec<Finding> {
 /// The warning for a port that other machines reach without a secret.
 fn exposure(config: &Config, key: &str, address: SocketAddr) -> Option<&'static str> {
     let (purpose, secret): (_, Option<&Secret>) = match key {
-        // With TLS, only peers with a certificate of the authorities can join.
-        "link.port" if config.link.tls_cert_file.is_some() => return None,
-        "link.port" => (Port::Link, config.link.secret.as_ref()),
+        "link.port" => (Port::link(config)?, config.link.secret.as_ref()),
         "http.port" | "frontend.port" => (Port::Http, config.request.api_key.as_ref()),
         _ => (Port::KvEvents, None),
     };

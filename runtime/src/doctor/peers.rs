@@ -5,10 +5,10 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
+use actors::node::kv_shape;
 use connector::frame::{Capabilities, Hello, Incarnation, Incompatible, KvShape, Versions};
 use connector::link::tls::LinkTls;
 use connector::link::{Link, LinkError, nonce};
-use engine::InspectedModel;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
@@ -17,7 +17,7 @@ use super::report::{Finding, divided};
 use crate::config::{Config, Role};
 use crate::roles::certificates;
 use crate::roles::joining::is_of_machine;
-use crate::tls::open_link;
+use crate::tls::{CertificateExpiry, open_link};
 
 const CHECK: &str = "peers";
 
@@ -62,7 +62,9 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
     }
     let (shape, unknown) = own_shape(subject);
     // A file that cannot be used is a finding of another check.
-    let tls = certificates::link(config.role, config).map(open_link).transpose();
+    let tls = certificates::link(config.role, config)
+        .map(|files| open_link(files, CertificateExpiry::default()))
+        .transpose();
     let Ok(tls) = tls.map(|opened| opened.map(|(tls, _)| tls)) else { return Vec::new() };
     let asked = peers.iter().take(PEERS_MAX).map(|peer| async {
         let answer = timeout(ASK, ask(peer, config, tls.as_deref(), shape.as_ref(), unknown)).await;
@@ -71,7 +73,12 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let mut findings = match runtime {
-        Ok(runtime) => runtime.block_on(join_all(asked)),
+        Ok(runtime) => {
+            let findings = runtime.block_on(join_all(asked));
+            // A look-up of a name may hang for longer than this check may take. Dropping the runtime would wait for it.
+            runtime.shutdown_background();
+            findings
+        }
         Err(error) => vec![Finding::fault(CHECK, error.to_string(), "raise the limit of open files")],
     };
     if peers.len() > PEERS_MAX {
@@ -99,24 +106,12 @@ fn own_shape(subject: &Subject) -> (Option<KvShape>, &'static str) {
     let Some(model) = subject.model() else { return (None, "this process cannot read its model") };
     let Ok(model) = model.as_ref() else { return (None, "this process cannot read its model") };
     match subject.fingerprint(FINGERPRINT) {
-        Some(Ok(fingerprint)) => (Some(shape(&subject.config, model, fingerprint)), ""),
+        Some(Ok(fingerprint)) => {
+            let model_id = (model.info().name.as_str(), fingerprint);
+            (Some(kv_shape(&model.layout, model_id, subject.config.transport.page_hash)), "")
+        }
         Some(Err(_)) => (None, "this process cannot read its model"),
         None => (None, "the model is too large to read all of it now"),
-    }
-}
-
-fn shape(config: &Config, model: &InspectedModel, fingerprint: [u8; 32]) -> KvShape {
-    let layout = &model.layout;
-    KvShape {
-        model: model.info().name.clone(),
-        fingerprint,
-        layers: layout.layers,
-        kv_heads: layout.kv_heads,
-        head_dim: layout.head_dim,
-        page_tokens: layout.page_tokens,
-        dtype: layout.dtype.name().to_owned(),
-        page_bytes: layout.page_bytes(),
-        page_hash: config.transport.page_hash,
     }
 }
 

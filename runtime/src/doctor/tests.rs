@@ -48,7 +48,8 @@ fn two_gpus() -> GpuSurvey {
     GpuSurvey { driver: (13, 0), gpus, pairs: vec![pair(0, 1), pair(1, 0)], open_error: None }
 }
 
-const WISH: GpuWish = GpuWish { is_wanted: true, has_lanes: true, bytes: Some(16_000_000_000), share: 0.9 };
+const WISH: GpuWish =
+    GpuWish { is_wanted: true, has_lanes: true, weights: Some(16_000_000_000), kv_bytes: 0, share: 0.9 };
 
 /// The findings for two GPUs after a change.
 fn gpus(change: impl FnOnce(&mut GpuSurvey)) -> Vec<Finding> {
@@ -109,6 +110,20 @@ fn each_fault_of_a_gpu_is_named() {
     );
     check(gpus(|all| all.pairs[1].has_atomics = false), "gpu links", Warning, "PCIe", "NVLink");
     check(gpus(|all| all.pairs.clear()), "gpu links", Fine, "only one GPU", "");
+    // GPUs of other processes may lack access to each other.
+    let four = |(from, to)| {
+        gpus(|all| {
+            all.gpus.extend([h200("NVIDIA H200"), h200("NVIDIA H200")]);
+            all.pairs.push(GpuPair { from, to, has_access: false, has_atomics: false });
+        })
+    };
+    check(four((2, 3)), "gpu links", Warning, "GPUs 2 → 3:", "nvidia-smi topo -m");
+    check(four((3, 0)), "gpu links", Fault, "GPUs 3 → 0:", "nvidia-smi topo -m");
+    // Pages of a set size count against the free memory, whatever the share is.
+    let with = |kv_bytes| gpu::judge(Ok(Some(&two_gpus())), GpuWish { kv_bytes, share: 0.1, ..WISH });
+    check(with(100_000_000_000), "gpu memory", Fine, "149.0 GB of 150.0 GB are free", "");
+    check(with(140_000_000_000), "gpu memory", Fault, "a start takes at least 158.1 GB", "engine.kv_bytes");
+    check(with(0), "gpu memory", Fault, "and 14.0 GB are left", "nvidia-smi");
     let unwanted = GpuWish { is_wanted: false, ..WISH };
     check(gpu::judge(Err(&error), unwanted), "gpu", Fine, "engine.device is cpu", "");
 }
@@ -344,6 +359,23 @@ fn each_check_has_a_name_and_a_remedy() {
     names.dedup();
     assert_eq!(names.len(), CHECKS.len());
     assert!(CHECKS.iter().all(|checkup| !checkup.if_stuck.is_empty()));
+}
+
+/// The folder of models may be on a file system that hangs.
+#[test]
+fn a_look_for_the_model_that_hangs_is_given_up() {
+    let config = || Config::load(Role::Local, None, &[], Surroundings::from_variables([], 2)).unwrap();
+    let (never, told) = std::sync::mpsc::channel::<()>();
+    let hangs = move |config: &Config| {
+        let _ = told.recv();
+        Ok::<_, String>(config.clone())
+    };
+    let (_, reason) = localized(config(), Duration::ZERO, hangs);
+    assert!(reason.is_some_and(|reason| reason.contains("did not answer")));
+    drop(never);
+    let (_, reason) = localized(config(), LIMIT, |_| Err("it is not there"));
+    assert_eq!(reason.as_deref(), Some("it is not there"));
+    assert_eq!(localized(config(), LIMIT, |config| Ok::<_, String>(config.clone())).1, None);
 }
 
 /// A role without peers has no checks of lanes, and a proxy has none of the engine.

@@ -3,9 +3,12 @@
 use std::fs;
 use std::io::Read;
 use std::net::{IpAddr, ToSocketAddrs};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::report::{Finding, bytes_text};
 use super::{FACTS_WITHIN, Subject};
@@ -223,6 +226,8 @@ fn measure(
         command.env("CUDA_VISIBLE_DEVICES", receiver).args(["--sender-gpu", sender]);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Its sender belongs to the group too.
+    command.process_group(0);
     let mut process = command.spawn().map_err(|error| error.to_string())?;
     let (out, errors) = (collect(process.stdout.take()), collect(process.stderr.take()));
     let status = wait(&mut process, deadline)?;
@@ -247,14 +252,15 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Str
     })
 }
 
-/// Waits for the end of the process, and kills it at the deadline. Its sender ends when its standard input does.
+/// Waits for the end of the process, and kills its group at the deadline.
 fn wait(process: &mut Child, deadline: Instant) -> Result<std::process::ExitStatus, String> {
     loop {
         if let Some(status) = process.try_wait().map_err(|error| error.to_string())? {
             return Ok(status);
         }
         if Instant::now() > deadline {
-            let _ = process.kill();
+            // The process has not been waited for, so no other group has its number.
+            let _ = kill_process_group(Pid::from_child(process), Signal::KILL);
             let _ = process.wait();
             return Err("the processes of the measurement did not end in time".to_owned());
         }
@@ -294,7 +300,30 @@ pub(super) fn judge_put(facts: &PutFacts) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::io::BufRead as _;
+
     use super::*;
+
+    #[test]
+    fn a_measurement_that_hangs_leaves_no_process_behind() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & echo $!; wait"]).stdout(Stdio::piped()).process_group(0);
+        let mut process = command.spawn().unwrap();
+        let mut child = String::new();
+        std::io::BufReader::new(process.stdout.take().unwrap()).read_line(&mut child).unwrap();
+        let stat = std::path::PathBuf::from(format!("/proc/{}/stat", child.trim()));
+        assert!(stat.exists());
+        let error = wait(&mut process, Instant::now()).unwrap_err();
+        assert!(error.contains("did not end in time"), "{error}");
+        // A process that nothing waits for may stay as a zombie.
+        let has_ended =
+            || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ") || stat.contains(") X "));
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        while !has_ended() {
+            assert!(Instant::now() < deadline, "the sender is left behind");
+            thread::yield_now();
+        }
+    }
 
     #[test]
     fn the_first_two_visible_gpus_are_measured() {

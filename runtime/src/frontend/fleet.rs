@@ -161,8 +161,6 @@ pub struct FleetSettings {
 /// The state of a [`FleetProxy`] at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct FleetOverview {
-    /// Whether `/health` answers 200.
-    pub takes_requests: bool,
     /// Number of nodes that take requests.
     pub ready: usize,
     /// Number of nodes.
@@ -218,9 +216,8 @@ impl FleetProxy {
 
     /// What the proxy forwards to at this moment.
     pub fn overview(&self) -> FleetOverview {
-        let takes_requests = self.status() == StatusCode::OK;
         let (ready, nodes, live_requests) = (self.ready(), self.members().len(), self.state().live());
-        FleetOverview { takes_requests, ready, nodes, live_requests }
+        FleetOverview { ready, nodes, live_requests }
     }
 
     fn state(&self) -> MutexGuard<'_, FleetState> {

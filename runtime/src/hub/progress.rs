@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use super::error::size_text;
+use crate::service_manager::StartProgress;
 
 /// The time between two drawings of the bar.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
@@ -22,6 +23,7 @@ pub(super) struct Progress {
     began: Instant,
     shown: Cell<Instant>,
     is_terminal: bool,
+    service: StartProgress,
 }
 
 impl Progress {
@@ -37,12 +39,14 @@ impl Progress {
             began: now,
             shown: Cell::new(now),
             is_terminal,
+            service: StartProgress::default(),
         }
     }
 
     /// Bytes have arrived.
     pub(super) fn add(&self, bytes: u64) {
         self.done.set(self.done.get() + bytes);
+        self.service.made();
         let every = if self.is_terminal { DRAW_EVERY } else { LOG_EVERY };
         if self.shown.get().elapsed() >= every {
             self.shown.set(Instant::now());

@@ -7,7 +7,7 @@ use connector::link::tls::LinkTls;
 use rustls::pki_types::ServerName;
 
 use crate::config::{Config, Role};
-use crate::tls::{HttpTls, LinkFiles, NodesTls, Pair, TlsFile, open_link, watch};
+use crate::tls::{CertificateExpiries, HttpTls, LinkFiles, NodesTls, Pair, TlsFile, open_link, watch};
 
 /// TLS of a process. `None`: without TLS.
 #[derive(Default)]
@@ -18,6 +18,8 @@ pub(crate) struct Certificates {
     pub(crate) link: Option<Arc<LinkTls>>,
     /// For the connections of a proxy to nodes.
     pub(crate) nodes: Option<NodesTls>,
+    /// When the certificates end.
+    pub(crate) expiries: CertificateExpiries,
 }
 
 impl Certificates {
@@ -28,11 +30,11 @@ impl Certificates {
     pub(crate) fn open(role: Role, config: &Config) -> anyhow::Result<Self> {
         let (mut this, mut watched) = (Self::default(), Vec::new());
         if let Some(pair) = http(config) {
-            let (tls, files) = HttpTls::open(pair)?;
+            let (tls, files) = HttpTls::open(pair, this.expiries.http.clone())?;
             (this.http, watched) = (Some(tls), vec![files]);
         }
         if let Some(files) = link(role, config) {
-            let (tls, files) = open_link(files)?;
+            let (tls, files) = open_link(files, this.expiries.link.clone())?;
             this.link = Some(tls);
             watched.push(files);
         }

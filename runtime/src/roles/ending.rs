@@ -1,12 +1,13 @@
 //! The end of a process: the signals that begin it, and the tasks that take its steps.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actors::node::Node;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use super::SharedState;
+use crate::config::Config;
 use crate::drain::{Drain, DrainStage};
 use crate::early_signals;
 use crate::membership::Registered;
@@ -84,14 +85,19 @@ pub(super) fn drain_when_asked(shared: &SharedState, node: &Node) {
     });
 }
 
-/// Has a task end the drain at once if the process fails during it.
-pub(super) fn end_at_faults(node: &Node, drain: Drain, limit: Duration) {
+/// When a process that a signal ends has ended at the latest, whatever fails meanwhile. A service manager kills it later than that.
+pub(super) fn end_by(now: Instant, config: &Config) -> Instant {
+    now + config.shutdown.delay + config.shutdown.drain + TEAR_DOWN_LIMIT
+}
+
+/// Has a task end the drain at once if the process fails during it. The process ends by `end`.
+pub(super) fn end_at_faults(node: &Node, drain: Drain, end: Instant) {
     let faults = node.faults.clone();
     actix::spawn(async move {
         let fault = faults.wait().await;
         tracing::error!(fault, "the process has failed while it drains");
         drain.begin_at_once();
-        if let Err(error) = exit_after(limit + TEAR_DOWN_LIMIT, fault) {
+        if let Err(error) = exit_after(end.saturating_duration_since(Instant::now()), fault) {
             tracing::error!(%error, "no thread watches the end of the process");
         }
     });

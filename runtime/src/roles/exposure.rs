@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 
-use crate::config::Secret;
+use crate::config::{Config, Secret};
 
 /// The purpose of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Port {
     /// Peers that prefill connect to it.
     Link,
+    /// Peers that prefill connect to it with a certificate that any of the authorities may have signed.
+    LinkOfAnyName,
     /// HTTP clients connect to it.
     Http,
     /// Routers subscribe to KV events.
@@ -16,6 +18,15 @@ pub(crate) enum Port {
 }
 
 impl Port {
+    /// The purpose of the link port; `None` if only peers with an allowed name can join.
+    pub(crate) fn link(config: &Config) -> Option<Self> {
+        match (&config.link.tls_cert_file, config.link.tls_allowed_names.is_empty()) {
+            (None, _) => Some(Self::Link),
+            (Some(_), true) => Some(Self::LinkOfAnyName),
+            (Some(_), false) => None,
+        }
+    }
+
     /// The warning for this port at `address`; `None` if the address is a loopback address or the port requires a secret.
     pub(crate) fn warning(self, address: SocketAddr, secret: Option<&Secret>) -> Option<&'static str> {
         if address.ip().to_canonical().is_loopback() || secret.is_some() {
@@ -24,6 +35,10 @@ impl Port {
         Some(match self {
             Self::Link => {
                 "any process that can reach the link port can join and write KV pages; set link.secret"
+            }
+            Self::LinkOfAnyName => {
+                "any process with a certificate of an authority in link.tls_ca_file can join and write KV pages; set link.tls_allowed_names \
+                 or link.secret"
             }
             Self::KvEvents => {
                 "any client that can reach this port gets the tokens of prompts; set kv_events.host"
@@ -52,6 +67,7 @@ mod tests {
             let address = address.parse().expect("an address");
             for (port, key) in [
                 (Port::Link, "link.secret"),
+                (Port::LinkOfAnyName, "link.tls_allowed_names or link.secret"),
                 (Port::Http, "request.api_key"),
                 (Port::KvEvents, "kv_events.host"),
             ] {

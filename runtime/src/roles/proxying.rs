@@ -46,7 +46,8 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
         nodes_tls: certificates.nodes,
         drain: drain.clone(),
         more_metrics: Arc::new({
-            let (membership, process) = (membership.clone(), ProcessMetrics::new(Role::Proxy.name(), "none"));
+            let membership = membership.clone();
+            let process = ProcessMetrics::new(Role::Proxy.name(), "none", certificates.expiries);
             move |page: &mut MetricsText| {
                 membership.write(page);
                 process.write(page);

@@ -83,7 +83,8 @@ pub(super) fn of_proxy(proxy: Arc<FleetProxy>, drain: Drain) -> impl Fn() -> Ser
     move || {
         let overview = proxy.overview();
         ServiceView {
-            is_ready: overview.takes_requests,
+            // Its port is open. Waiting for a node would delay the boot of the machine.
+            is_ready: true,
             is_ending: false,
             progress: progress.load(Ordering::Relaxed),
             status: proxy_status(overview, drain.stage()),
@@ -93,7 +94,7 @@ pub(super) fn of_proxy(proxy: Arc<FleetProxy>, drain: Drain) -> impl Fn() -> Ser
 
 /// One line for a person.
 fn proxy_status(overview: FleetOverview, stage: DrainStage) -> String {
-    let FleetOverview { ready, nodes, live_requests, .. } = overview;
+    let FleetOverview { ready, nodes, live_requests } = overview;
     let doing = if stage == DrainStage::Serving { "forwarding" } else { "draining" };
     format!("{doing}: {live_requests} running, {ready} of {nodes} nodes take requests")
 }
@@ -124,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_status_of_a_proxy_has_its_nodes() {
-        let overview = FleetOverview { takes_requests: true, ready: 2, nodes: 3, live_requests: 5 };
+        let overview = FleetOverview { ready: 2, nodes: 3, live_requests: 5 };
         let serving = proxy_status(overview, DrainStage::Serving);
         assert_eq!(serving, "forwarding: 5 running, 2 of 3 nodes take requests");
         assert!(proxy_status(overview, DrainStage::Leaving).starts_with("draining: 5"));

@@ -10,6 +10,7 @@ use actors::request::Route;
 use common::metrics::MetricsText;
 use tokio::time::timeout;
 
+use super::certificates::Certificates;
 use super::exposure::Port;
 use super::{ListeningSockets, SharedState};
 use crate::config::{Config, DeviceSetting, Role, Secret};
@@ -19,7 +20,6 @@ use crate::frontend::{
     NodeState, ServerHandle, used_pages,
 };
 use crate::process_metrics::ProcessMetrics;
-use crate::tls::HttpTls;
 
 /// The running servers.
 pub(super) struct Servers {
@@ -41,7 +41,7 @@ impl Servers {
         node: &Node,
         shared: &SharedState,
     ) -> anyhow::Result<Self> {
-        let tls = ports.certificates.http.as_ref();
+        let certificates = &ports.certificates;
         let page = config.frontend.page.then(|| {
             let (counters, peers) = (node.counters.clone(), node.peer_metrics.clone());
             LivePage::new(counters, peers, node.ring_pages, shared.drain.clone())
@@ -53,9 +53,9 @@ impl Servers {
             node: Some(node_report(role, node, shared)),
             drain_control: Some(drain_control(node, shared)),
             page: page.clone(),
-            ..frontend(role, config, node, shared, tls)
+            ..frontend(role, config, node, shared, certificates)
         };
-        let frontend = Frontend { page, ..frontend(role, config, node, shared, tls) };
+        let frontend = Frontend { page, ..frontend(role, config, node, shared, certificates) };
         let (workers, api_key) = (config.surroundings.cores.min(2), config.request.api_key.as_ref());
         Ok(Self {
             http: start(("http.port", ports.http), http, 1, api_key)?,
@@ -109,12 +109,12 @@ fn frontend(
     config: &Config,
     node: &Node,
     shared: &SharedState,
-    tls: Option<&HttpTls>,
+    certificates: &Certificates,
 ) -> Frontend {
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
     let (peers, model) = (node.peer_metrics.clone(), shared.model.clone());
-    let process = ProcessMetrics::new(role.name(), device(config));
+    let process = ProcessMetrics::new(role.name(), device(config), certificates.expiries.clone());
     let (queue, drain, membership) =
         (shared.admission.clone(), shared.drain.clone(), shared.membership.clone());
     Frontend {
@@ -130,7 +130,7 @@ fn frontend(
         deadline: config.request.deadline,
         api_key: config.request.api_key.as_ref().map(|key| key.reveal().to_owned()),
         limits: shared.limits,
-        tls: tls.cloned(),
+        tls: certificates.http.clone(),
         admission: shared.admission.clone(),
         memory: shared.memory.clone(),
         health: Arc::new(move || Health {

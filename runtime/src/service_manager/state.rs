@@ -1,5 +1,28 @@
 //! Which reports a service manager gets: the decisions, without a thread or a socket.
 
+use std::time::{Duration, Instant};
+
+/// Time without progress after which the service manager ends a process that starts. The unit's `TimeoutStartSec` is the same.
+pub const START_STEP: Duration = Duration::from_secs(300);
+
+/// Minimum time between two reports of progress during a start.
+const PACE: Duration = Duration::from_secs(10);
+
+/// When the progress of a start is reported.
+#[derive(Debug, Default)]
+pub struct StartPace(Option<Instant>);
+
+impl StartPace {
+    /// Whether the progress that is made now is reported.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.0.is_none_or(|last| now.duration_since(last) >= PACE);
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
+    }
+}
+
 /// What a look at the process shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceView {
@@ -24,6 +47,8 @@ pub enum ServiceReport {
     Progress,
     /// `STATUS=`: what the process does.
     Status(String),
+    /// `EXTEND_TIMEOUT_USEC=`: the start may take this much longer from now on.
+    Extend(Duration),
 }
 
 /// The reports so far.
@@ -67,6 +92,14 @@ mod tests {
 
     fn view(is_ready: bool, progress: u64, status: &str) -> ServiceView {
         ServiceView { is_ready, is_ending: false, progress, status: status.to_owned() }
+    }
+
+    #[test]
+    fn the_progress_of_a_start_is_reported_at_a_pace() {
+        let (mut pace, start) = (StartPace::default(), Instant::now());
+        let reported = (0..60u64).filter(|second| pace.is_due(start + Duration::from_secs(*second)));
+        assert_eq!(reported.collect::<Vec<_>>(), [0, 10, 20, 30, 40, 50]);
+        assert!(PACE < START_STEP / 2, "progress is reported long before the end of the time");
     }
 
     #[test]

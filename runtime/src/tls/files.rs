@@ -113,6 +113,9 @@ impl TlsFileError {
 /// What a file of certificates should be.
 const CERTIFICATES: &str = "a PEM file with certificates (BEGIN CERTIFICATE)";
 
+/// What a file of authorities should be.
+const AUTHORITIES: &str = "a PEM file with the certificates of authorities (basicConstraints CA:TRUE), or with one that signs itself";
+
 /// What a file of a key should be.
 const KEY: &str = "a PEM file with an unencrypted private key (BEGIN PRIVATE KEY)";
 
@@ -138,10 +141,14 @@ impl TlsFile {
         if found.is_empty() { Err(self.wrong("no certificate", CERTIFICATES)) } else { Ok(found) }
     }
 
-    /// The certificates in the contents as authorities.
+    /// The certificates in the contents as authorities. Each may sign others by its own words, or signs itself: the owner of another one, such as a
+    /// node, could make certificates for peers if it counted as an authority.
     pub(crate) fn authorities(&self, pem: &[u8]) -> Result<Arc<RootCertStore>, TlsFileError> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates(pem)? {
+            if !may_sign(&certificate) {
+                return Err(self.wrong("a certificate that is no authority", AUTHORITIES));
+            }
             let added = roots.add(certificate);
             added.map_err(|error| self.wrong(format!("a damaged certificate ({error})"), CERTIFICATES))?;
         }
@@ -210,6 +217,27 @@ pub(crate) fn expiry(chain: &[CertificateDer<'static>]) -> Option<(UnixTime, Str
         Some(CertificateError::ExpiredContext { not_after, .. }) => Some((not_after, date(not_after))),
         _ => None,
     }
+}
+
+/// Whether a certificate signs itself or may sign others. webpki does not check this for the certificates that it trusts. A damaged one counts as one
+/// that may, so that the error is about the damage. One of version 1 cannot say that it may.
+fn may_sign(certificate: &CertificateDer<'static>) -> bool {
+    let own = match webpki::EndEntityCert::try_from(certificate) {
+        Ok(own) => own,
+        Err(error) => return error != webpki::Error::UnsupportedCertVersion,
+    };
+    if own.issuer() == own.subject() {
+        return true;
+    }
+    let Ok(itself) = webpki::anchor_from_trusted_cert(certificate).map(|anchor| [anchor]) else {
+        return true;
+    };
+    // The time is checked first, and then whether the certificate is that of an authority.
+    let Some((end, _)) = expiry(std::slice::from_ref(certificate)) else { return true };
+    let algorithms = super::provider().signature_verification_algorithms.all;
+    let usage = webpki::KeyUsage::server_auth();
+    let verified = own.verify_for_usage(algorithms, &itself, &[], end, usage, None, None);
+    matches!(verified, Err(webpki::Error::CaUsedAsEndEntity))
 }
 
 /// What webpki says about the first certificate at a time. It checks the time first, so the authority, which is the certificate itself, does not

@@ -6,6 +6,7 @@ use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
+use super::expiries::CertificateExpiry;
 use super::files::{Pair, TlsFileError};
 use super::watched_files::WatchedFiles;
 
@@ -24,18 +25,22 @@ impl ResolvesServerCert for CurrentCertificate {
 }
 
 impl HttpTls {
-    /// Reads the files.
+    /// Reads the files. `expiry` gets the end of each certificate that is in use.
     ///
     /// # Errors
     /// A file cannot be used.
-    pub(crate) fn open(pair: Pair) -> Result<(Self, WatchedFiles), TlsFileError> {
+    pub(crate) fn open(pair: Pair, expiry: CertificateExpiry) -> Result<(Self, WatchedFiles), TlsFileError> {
         let files = vec![pair.certificate.clone(), pair.key.clone()];
         let read = move |contents: &[Vec<u8>]| pair.certified_key(&contents[0], &contents[1]);
         let (first, contents) = WatchedFiles::read(&files)?;
-        let this = Self(Arc::new(CurrentCertificate(RwLock::new(read(&contents)?))));
+        let certified = read(&contents)?;
+        expiry.set(&certified);
+        let this = Self(Arc::new(CurrentCertificate(RwLock::new(certified))));
         let current = Arc::clone(&this.0);
         let renew = move |contents: &[Vec<u8>]| {
-            *current.0.write().unwrap_or_else(PoisonError::into_inner) = read(contents)?;
+            let certified = read(contents)?;
+            expiry.set(&certified);
+            *current.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
             Ok(())
         };
         Ok((this, WatchedFiles::new("the certificate of the HTTP ports", files, first, renew)))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use connector::link::tls::{LinkCredentials, LinkTls};
 use rustls::pki_types::ServerName;
 
+use super::expiries::CertificateExpiry;
 use super::files::{Pair, TlsFile, TlsFileError};
 use super::watched_files::WatchedFiles;
 
@@ -33,15 +34,25 @@ impl LinkFiles {
     }
 }
 
-/// Reads the files.
+/// Reads the files. `expiry` gets the end of each own certificate that is in use.
 ///
 /// # Errors
 /// A file cannot be used.
-pub(crate) fn open(files: LinkFiles) -> anyhow::Result<(Arc<LinkTls>, WatchedFiles)> {
+pub(crate) fn open(
+    files: LinkFiles,
+    expiry: CertificateExpiry,
+) -> anyhow::Result<(Arc<LinkTls>, WatchedFiles)> {
     let all = files.all();
     let (first, contents) = WatchedFiles::read(&all)?;
-    let tls = Arc::new(LinkTls::new(&files.credentials(&contents)?)?);
+    let credentials = files.credentials(&contents)?;
+    let tls = Arc::new(LinkTls::new(&credentials)?);
+    expiry.set(&credentials.certificate);
     let current = Arc::clone(&tls);
-    let renew = move |contents: &[Vec<u8>]| Ok(current.renew(&files.credentials(contents)?)?);
+    let renew = move |contents: &[Vec<u8>]| {
+        let credentials = files.credentials(contents)?;
+        current.renew(&credentials)?;
+        expiry.set(&credentials.certificate);
+        Ok(())
+    };
     Ok((tls, WatchedFiles::new("the certificates of the link", all, first, renew)))
 }

@@ -1,6 +1,7 @@
 //! The connections of a proxy to the HTTP ports of nodes.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use connector::link::tls::presented_names;
@@ -18,6 +19,8 @@ use super::watched_files::WatchedFiles;
 #[derive(Clone)]
 pub struct NodesTls {
     config: Arc<RwLock<Arc<ClientConfig>>>,
+    /// How often the authorities were replaced.
+    renewals: Arc<AtomicU64>,
     /// The name in the certificates of all nodes; `None` for the host of each node's address.
     name: Option<ServerName<'static>>,
 }
@@ -34,13 +37,22 @@ impl NodesTls {
         let files = vec![authorities.clone()];
         let (first, contents) = WatchedFiles::read(&files)?;
         let config = Arc::new(RwLock::new(config(authorities.authorities(&contents[0])?)?));
-        let current = Arc::clone(&config);
+        let renewals = Arc::<AtomicU64>::default();
+        let (current, counted) = (Arc::clone(&config), Arc::clone(&renewals));
         let renew = move |contents: &[Vec<u8>]| -> anyhow::Result<()> {
             let renewed = self::config(authorities.authorities(&contents[0])?)?;
             *current.write().unwrap_or_else(PoisonError::into_inner) = renewed;
+            // A reader of the new number finds the new authorities.
+            counted.fetch_add(1, Ordering::Release);
             Ok(())
         };
-        Ok((Self { config, name }, WatchedFiles::new("the authorities of the nodes", files, first, renew)))
+        let this = Self { config, renewals, name };
+        Ok((this, WatchedFiles::new("the authorities of the nodes", files, first, renew)))
+    }
+
+    /// How often the authorities were replaced. A connection that was made before may be to a node that they do not sign.
+    pub(crate) fn renewals(&self) -> u64 {
+        self.renewals.load(Ordering::Acquire)
     }
 
     /// Shakes hands with the node at `host`.

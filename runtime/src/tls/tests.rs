@@ -2,9 +2,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::ServerName;
 
+use super::expiries::CertificateExpiry;
 use super::watched_files::Look;
 use super::*;
 
@@ -65,7 +66,10 @@ fn each_bad_file_is_named_with_its_key_and_a_remedy() {
     let check = |certificate: &str, key: &str, expect: &[&str]| {
         folder.put("cert.pem", certificate);
         folder.put("key.pem", key);
-        let error = HttpTls::open(folder.pair()).err().expect("the files cannot be used").to_string();
+        let error = HttpTls::open(folder.pair(), CertificateExpiry::default())
+            .err()
+            .expect("the files cannot be used")
+            .to_string();
         for part in expect {
             assert!(error.contains(part), "{error} lacks {part:?}");
         }
@@ -99,7 +103,7 @@ fn each_bad_file_is_named_with_its_key_and_a_remedy() {
     check(&early, &its_key, &["(tls.cert_file) is not valid before 4000-02-03 00:00 UTC", "set the clock"]);
 
     fs::remove_file(folder.0.join("key.pem")).unwrap();
-    let error = HttpTls::open(folder.pair()).err().expect("a file is missing");
+    let error = HttpTls::open(folder.pair(), CertificateExpiry::default()).err().expect("a file is missing");
     assert_eq!(error.kind(), "unreadable");
     assert!(error.to_string().contains("tls.key_file is ") && error.to_string().contains("cannot be read"));
 }
@@ -122,7 +126,7 @@ fn files_are_used_when_they_have_changed_and_can_be_used() {
     let folder = Folder::new();
     let (first, second) = (good(), good());
     folder.put_pair(&first);
-    let (_, mut watched) = HttpTls::open(folder.pair()).unwrap();
+    let (_, mut watched) = HttpTls::open(folder.pair(), CertificateExpiry::default()).unwrap();
     assert_eq!(watched.look(), Look::Same);
     folder.put_pair(&second);
     assert_eq!([watched.look(), watched.look()], [Look::Renewed, Look::Same]);
@@ -144,6 +148,69 @@ fn files_are_used_when_they_have_changed_and_can_be_used() {
         folder.put_pair(&first);
         assert_eq!([watched.look(), watched.look()], [Look::SameAgain, Look::Same]);
     }
+
+    // A renewal that fails is logged although one before it has failed, even for the same reason.
+    for bad in [(good().0, good().1), (good().0, good().1)] {
+        folder.put_pair(&bad);
+        assert_eq!(watched.look(), Look::StillUnusable);
+        assert!(matches!(watched.look(), Look::Unusable(_)), "each failing renewal is logged");
+        assert_eq!(watched.look(), Look::StillUnusable);
+    }
+}
+
+#[test]
+fn the_metric_has_the_end_of_the_certificate_in_use() {
+    let written = |expiries: &CertificateExpiries| {
+        let mut page = common::metrics::MetricsText::default();
+        expiries.write(&mut page);
+        let text = page.into_string();
+        text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (folder, expiries) = (Folder::new(), CertificateExpiries::default());
+    assert!(written(&expiries).is_empty(), "no values without TLS");
+    folder.put_pair(&made(|params| params.not_after = date_time_ymd(3000, 1, 1)));
+    let (_, mut watched) = HttpTls::open(folder.pair(), expiries.http.clone()).unwrap();
+    let line =
+        |end: u64| vec![format!("baton_tls_certificate_expiry_timestamp_seconds{{use=\"http\"}} {end}")];
+    assert_eq!(written(&expiries), line(32_503_680_000));
+    folder.put_pair(&made(|params| params.not_after = date_time_ymd(2000, 1, 1)));
+    assert_eq!(watched.look(), Look::StillUnusable);
+    assert_eq!(written(&expiries), line(32_503_680_000), "the old certificate stays in use");
+    folder.put_pair(&made(|params| params.not_after = date_time_ymd(3000, 1, 2)));
+    assert_eq!(watched.look(), Look::Renewed);
+    assert_eq!(written(&expiries), line(32_503_680_000 + 86_400));
+}
+
+/// A node's certificate in a file of authorities would let the node make certificates for peers.
+#[test]
+fn a_certificate_that_may_not_sign_is_no_authority() {
+    let folder = Folder::new();
+    let authority = |constraints| {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "authority");
+        params.is_ca = constraints;
+        rcgen::CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    };
+    let root = authority(IsCa::Ca(BasicConstraints::Unconstrained));
+    let signed = |constraints| {
+        let mut params = CertificateParams::new(vec!["node-1".to_owned()]).unwrap();
+        params.is_ca = constraints;
+        params.signed_by(&KeyPair::generate().unwrap(), &root).unwrap().pem()
+    };
+    let check = |pem: &str| {
+        let file = folder.file("link.tls_ca_file", "ca.pem");
+        file.authorities(pem.as_bytes()).map(|roots| roots.len()).map_err(|error| error.to_string())
+    };
+    assert_eq!(check(&root.pem()), Ok(1));
+    assert_eq!(check(&(root.pem() + &signed(IsCa::Ca(BasicConstraints::Constrained(0))))), Ok(2));
+    assert_eq!(check(&good().0), Ok(1), "a certificate that signs itself");
+    for constraints in [IsCa::NoCa, IsCa::ExplicitNoCa] {
+        let error = check(&(root.pem() + &signed(constraints))).unwrap_err();
+        assert!(
+            error.starts_with("link.tls_ca_file is ") && error.contains("is no authority; set it to"),
+            "{error}"
+        );
+    }
 }
 
 /// Kubernetes mounts a Secret as links through a link `..data`, which it renames.
@@ -164,7 +231,7 @@ fn files_behind_a_replaced_link_are_read_again() {
     for name in ["cert.pem", "key.pem"] {
         symlink(Path::new("..data").join(name), at(name)).unwrap();
     }
-    let (_, mut watched) = HttpTls::open(folder.pair()).unwrap();
+    let (_, mut watched) = HttpTls::open(folder.pair(), CertificateExpiry::default()).unwrap();
     version("..2");
     fs::remove_dir_all(at("..1")).unwrap();
     assert_eq!([watched.look(), watched.look()], [Look::Renewed, Look::Same]);
@@ -183,11 +250,11 @@ fn authorities_and_link_files_are_read() {
         authorities: authorities.clone(),
         allowed_names: vec![ServerName::try_from("a").unwrap()],
     };
-    let (_, mut watched) = open_link(files()).unwrap();
+    let (_, mut watched) = open_link(files(), CertificateExpiry::default()).unwrap();
     folder.put("ca.pem", &good().0);
     assert_eq!([watched.look(), watched.look()], [Look::Renewed, Look::Same]);
     folder.put("ca.pem", "");
-    let error = open_link(files()).err().unwrap().to_string();
+    let error = open_link(files(), CertificateExpiry::default()).err().unwrap().to_string();
     assert!(error.starts_with("link.tls_ca_file is ") && error.contains("no certificate"), "{error}");
     let error = NodesTls::open(folder.file("fleet.nodes_ca_file", "ca.pem"), None).err().unwrap().to_string();
     assert!(error.starts_with("fleet.nodes_ca_file is "), "{error}");

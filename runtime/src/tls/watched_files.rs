@@ -13,7 +13,7 @@ use super::files::{TlsFile, TlsFileError};
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// A file that cannot be used at this many looks in a row is logged. A program that writes a certificate and then its key may be between the two
+/// Contents that cannot be used at this many looks in a row are logged, once. A program that writes a certificate and then its key may be between the two
 /// at one look.
 const LOOKS: u32 = 2;
 
@@ -30,9 +30,20 @@ pub(crate) struct WatchedFiles {
     files: Vec<TlsFile>,
     /// The contents in use.
     used: Fingerprint,
-    /// Looks in a row at which the files could not be used.
-    failed: u32,
+    /// The contents that could not be used at the last look.
+    failed: Option<Failure>,
+    /// Whether contents that cannot be used were logged since the files could be used.
+    is_logged: bool,
     renew: Box<Renew>,
+}
+
+/// Contents that cannot be used.
+struct Failure {
+    /// What identifies them; `None` if they cannot be read.
+    contents: Option<Fingerprint>,
+    error: String,
+    /// Looks in a row that found them.
+    looks: u32,
 }
 
 /// The result of one look at the files.
@@ -58,7 +69,7 @@ impl WatchedFiles {
         used: Fingerprint,
         renew: impl FnMut(&[Vec<u8>]) -> anyhow::Result<()> + Send + 'static,
     ) -> Self {
-        Self { what, files, used, failed: 0, renew: Box::new(renew) }
+        Self { what, files, used, failed: None, is_logged: false, renew: Box::new(renew) }
     }
 
     /// Reads the files. Returns what identifies their contents, and the contents.
@@ -73,28 +84,31 @@ impl WatchedFiles {
 
     /// Looks at the files once.
     pub(super) fn look(&mut self) -> Look {
-        let renewed = Self::read(&self.files).map_err(anyhow::Error::from).and_then(|(found, contents)| {
-            if found == self.used {
-                return Ok(false);
+        let (found, contents) = match Self::read(&self.files) {
+            Ok(read) => read,
+            Err(error) => return self.fails(None, error.to_string()),
+        };
+        if found != self.used {
+            if let Err(error) = (self.renew)(&contents) {
+                return self.fails(Some(found), format!("{error:#}"));
             }
-            (self.renew)(&contents)?;
-            self.used = found;
-            Ok(true)
-        });
-        match renewed {
-            Ok(true) => {
-                self.failed = 0;
-                Look::Renewed
-            }
-            Ok(false) => match std::mem::take(&mut self.failed) {
-                0..LOOKS => Look::Same,
-                _ => Look::SameAgain,
-            },
-            Err(error) => {
-                self.failed = self.failed.saturating_add(1);
-                if self.failed == LOOKS { Look::Unusable(format!("{error:#}")) } else { Look::StillUnusable }
-            }
+            (self.used, self.failed, self.is_logged) = (found, None, false);
+            return Look::Renewed;
         }
+        self.failed = None;
+        if std::mem::take(&mut self.is_logged) { Look::SameAgain } else { Look::Same }
+    }
+
+    /// These contents cannot be used. Other contents, or another reason, are logged again.
+    fn fails(&mut self, contents: Option<Fingerprint>, error: String) -> Look {
+        let before = self.failed.take().filter(|failed| failed.contents == contents && failed.error == error);
+        let looks = before.map_or(0, |failed| failed.looks).saturating_add(1);
+        self.failed = Some(Failure { contents, error: error.clone(), looks });
+        if looks != LOOKS {
+            return Look::StillUnusable;
+        }
+        self.is_logged = true;
+        Look::Unusable(error)
     }
 
     fn look_and_log(&mut self) {

@@ -27,7 +27,10 @@ fn record(exporter: &Exporter, prefill: PrefillTraced) {
         ..Span::part(context, whole.span, name, start, end)
     };
     let began = begun.unwrap_or(ended);
-    exporter.export(clock, part("wait for pages", came, began, Vec::new()));
+    // A prompt that is refused as it comes does not wait.
+    if came < began {
+        exporter.export(clock, part("wait for pages", came, began, Vec::new()));
+    }
     if begun.is_some() {
         let computed = sampled.unwrap_or(ended);
         let event = |(at, tokens): &(_, u32)| (*at, "chunk", attribute("baton.tokens", i64::from(*tokens)));

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::licences;
+use crate::licences::Licences;
 
 /// Where shells look for completions, below a prefix such as `/usr`.
 const COMPLETIONS: [(&str, &str); 3] = [
@@ -22,7 +22,7 @@ const PAGES: &str = "share/man/man1";
 /// parts the package contains.
 ///
 /// # Errors
-/// The program does not run, a licence is unknown (see [`licences::write`]), or a file cannot be written.
+/// The program does not run, a licence is unknown (see [`Licences::write`]), or a file cannot be written.
 pub(crate) fn write(runtime: &Path, wheels: &[&Path], folder: &Path) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -34,7 +34,7 @@ pub(crate) fn write(runtime: &Path, wheels: &[&Path], folder: &Path) -> Result<(
     }
     let pages = create_parent(folder.join(PAGES))?;
     run(runtime, &["man", "--out", &pages.to_string_lossy()])?;
-    licences::write(wheels, folder).map(drop)
+    Licences::of(wheels)?.write(folder).map(drop)
 }
 
 fn create_parent(path: PathBuf) -> Result<PathBuf> {

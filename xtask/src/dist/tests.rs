@@ -147,6 +147,17 @@ fn a_stripped_program_is_executable() {
 }
 
 #[test]
+fn a_program_that_names_a_folder_of_this_machine_is_refused() {
+    let folder = Folder::new();
+    let program = folder.path().join("program");
+    fs::write(&program, b"\0\x7fELF\0baton/runtime/src/main.rs\0").unwrap();
+    require_anonymous(&program, Path::new("/home/me/baton")).unwrap();
+    fs::write(&program, b"\0\x7fELF\0/home/me/baton/runtime/src/main.rs\0").unwrap();
+    let error = require_anonymous(&program, Path::new("/home/me/baton")).unwrap_err().to_string();
+    assert!(error.contains("/home/me/baton"), "{error}");
+}
+
+#[test]
 fn equal_files_give_equal_archives() {
     let archives = [0, 1].map(|days| {
         let folder = folders();

@@ -8,13 +8,22 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::DebianPackage;
 use crate::place;
 
 /// The only target that Baton is built for.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The wheels whose files or code a package contains, as pip names their folders.
-const WHEELS: [&str; 4] = ["libucx_cu12", "nvidia_cuda_runtime", "flashinfer_python", "nvidia_cublas"];
+/// The wheels whose files or code a package contains, as pip names their folders. Kernels contain functions of `nvidia_cuda_crt`'s headers and of
+/// `nvidia_nvvm`'s libdevice.
+const WHEELS: [&str; 6] = [
+    "libucx_cu12",
+    "nvidia_cuda_crt",
+    "nvidia_cuda_runtime",
+    "nvidia_nvvm",
+    "flashinfer_python",
+    "nvidia_cublas",
+];
 
 /// Something that the program contains.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +38,8 @@ pub(super) struct ShippedPart {
     pub(super) repository: Option<String>,
     /// The folder with the files of its licence.
     pub(super) folder: Option<PathBuf>,
+    /// Its licence with its notices, if they are in no file of their own.
+    pub(super) text: Option<String>,
     /// The SHA-256 of its package.
     pub(super) sha256: Option<String>,
     /// The `purl` of each part that it uses.
@@ -101,6 +112,7 @@ fn part(package: &Value, checksums: &BTreeMap<String, String>) -> ShippedPart {
         authors: authors.map(text).collect(),
         repository: package["repository"].as_str().map(str::to_owned),
         folder: manifest.parent().map(Path::to_owned),
+        text: None,
         sha256: checksums.get(&purl).cloned(),
         uses: Vec::new(),
         is_ours: package["source"].is_null(),
@@ -151,6 +163,20 @@ pub(super) fn standard_library() -> Result<ShippedPart> {
         repository: Some("https://github.com/rust-lang/rust".to_owned()),
         ..ShippedPart::default()
     })
+}
+
+/// A package of Debian.
+pub(super) fn debian(package: &DebianPackage) -> ShippedPart {
+    let DebianPackage { name, version, architecture, licence } = package;
+    // A plus sign in a version of a `purl` is encoded, and so is the colon of an epoch.
+    let encoded = |text: &str| text.replace('+', "%2B").replace(':', "%3A");
+    ShippedPart {
+        purl: format!("pkg:deb/debian/{}@{}?arch={architecture}", encoded(name), encoded(version)),
+        name: name.clone(),
+        version: version.clone(),
+        licence: (*licence).to_owned(),
+        ..ShippedPart::default()
+    }
 }
 
 /// The shipped wheels among those that are unpacked in `folder`.

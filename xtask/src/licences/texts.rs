@@ -49,7 +49,7 @@ pub(super) fn render(parts: &[ShippedPart]) -> Result<String> {
 /// The texts that belong to a part, without spaces at the ends of lines.
 fn texts_of(part: &ShippedPart) -> Result<Vec<String>> {
     let files = part.folder.as_deref().map(files).transpose()?.unwrap_or_default();
-    let mut texts = Vec::new();
+    let mut texts: Vec<String> = part.text.iter().map(|text| tidy(text)).collect();
     for file in files {
         let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         texts.push(tidy(&String::from_utf8_lossy(&bytes)));
@@ -130,6 +130,13 @@ mod tests {
         assert_eq!(text.matches("the text").count(), 1, "{text}");
         assert!(text.contains("a 1.0.0, b 1.0.0:\n\nthe text\n") && text.contains("another text"), "{text}");
         assert!(!text.contains("no licence") && !text.contains("ours"), "{text}");
+    }
+
+    #[test]
+    fn a_part_may_bring_its_text() {
+        let text = Some("the notice".to_owned());
+        let text = render(&[ShippedPart { text, ..part("a", "BSD-3-Clause", None) }]).unwrap();
+        assert!(text.contains("a 1.0.0:\n\nthe notice\n"), "{text}");
     }
 
     #[test]

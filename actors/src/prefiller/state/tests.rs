@@ -405,4 +405,14 @@ fn the_record_of_a_prefill_says_why_it_failed() {
         state.on_cancel(now, KEY)
     };
     assert_eq!(reason(has_its_token), "", "the receiver needed only the first token");
+    // A prompt that is refused as it comes has a record too.
+    let refused = |start: StartPrefill| {
+        let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
+        let effects = state().on_prefill(Instant::now(), StartPrefill { trace: Some(context), ..start });
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Traces(ToTraces::PrefillTraced(traced)) => traced.failure,
+            _ => None,
+        })
+    };
+    assert_eq!(refused(StartPrefill { prompt: Vec::new(), ..prefill(10) }), Some("refused"));
 }

@@ -1,5 +1,10 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
+
 use rcgen::{CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::{Signer, SigningKey};
+use rustls::{SignatureAlgorithm, SignatureScheme};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -286,6 +291,105 @@ async fn renewed_credentials_hold_for_the_next_connection() {
     let (listened, dialled) = shake(Some(&ours), Some(&theirs)).await;
     assert!(listened.is_ok() && dialled.is_ok(), "the old credentials stay in use");
     carry(&queue, &mut reader, 1).await;
+}
+
+/// A key whose signatures wait until the test allows them, as if each took that long to compute.
+#[derive(Debug)]
+struct SlowKey {
+    key: Arc<dyn SigningKey>,
+    /// Signatures that have begun.
+    begun: Arc<AtomicUsize>,
+    allowed: Arc<(Mutex<bool>, Condvar)>,
+}
+
+/// [`SlowKey`]'s signer.
+#[derive(Debug)]
+struct SlowSigner(Box<dyn Signer>, Arc<AtomicUsize>, Arc<(Mutex<bool>, Condvar)>);
+
+impl SigningKey for SlowKey {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        let signer = self.key.choose_scheme(offered)?;
+        Some(Box::new(SlowSigner(signer, Arc::clone(&self.begun), Arc::clone(&self.allowed))))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.key.algorithm()
+    }
+}
+
+impl Signer for SlowSigner {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        let allowed = self.2.0.lock().unwrap();
+        drop(self.2.1.wait_while(allowed, |allowed| !*allowed).unwrap());
+        self.0.sign(message)
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.0.scheme()
+    }
+}
+
+/// The runtime of the test has one thread, which carries the session. It would wait for the signature if it computed the handshakes.
+#[tokio::test]
+async fn a_session_goes_on_while_a_flood_of_handshakes_is_computed() {
+    let ours = Authority::new();
+    let good = ours.signs(&["127.0.0.1"]);
+    let (begun, allowed) = (Arc::<AtomicUsize>::default(), Arc::<(Mutex<bool>, Condvar)>::default());
+    let fast = &good.certificate;
+    let key =
+        SlowKey { key: Arc::clone(&fast.key), begun: Arc::clone(&begun), allowed: Arc::clone(&allowed) };
+    let slow = LinkCredentials {
+        certificate: Arc::new(CertifiedKey::new(fast.cert.clone(), Arc::new(key))),
+        ..good.clone()
+    };
+    let (listens, dials) = (tls(Some(&good)).unwrap(), tls(Some(&good)).unwrap());
+    let (listened, dialled) = shake(Some(&listens), Some(&dials)).await;
+    let ((writer, mut from_dialer), (back, mut from_listener)) =
+        (listened.unwrap().split(), dialled.unwrap().split());
+    let ((to_dialer, _answers), (to_listener, _asks)) = (start(writer), start(back));
+
+    listens.renew(&slow).unwrap();
+    let (listens, dials) = (Arc::new(listens), Arc::new(dials));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let flood: Vec<_> = (0..16)
+        .map(|_| {
+            let (address, dials) = (address.clone(), Arc::clone(&dials));
+            tokio::spawn(async move { dial(&address, Some(&*dials)).await.map(drop) })
+        })
+        .collect();
+    let mut accepted = Vec::new();
+    for _ in &flood {
+        let (stream, _) = listener.accept().await.unwrap();
+        let listens = Arc::clone(&listens);
+        accepted.push(tokio::spawn(async move { listens.accept(stream).await.map(drop) }));
+    }
+    while begun.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    for pages in 0..50 {
+        carry(&to_listener, &mut from_dialer, pages).await;
+        carry(&to_dialer, &mut from_listener, pages).await;
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 1, "the first handshake is still computed");
+    *allowed.0.lock().unwrap() = true;
+    allowed.1.notify_all();
+    for handshake in accepted {
+        handshake.await.unwrap().unwrap();
+    }
+}
+
+/// With allowed names, the dialled host needs no name in a certificate. It may be one that no certificate can have.
+#[test]
+fn allowed_names_stand_in_for_a_host_that_no_certificate_can_have() {
+    let allowed = ServerName::try_from("nodes").unwrap();
+    for (address, expect) in [("a:1", "a"), ("[::1]:1", "::1"), ("[fe80::1%eth0]:1", "nodes")] {
+        assert_eq!(server_name(address, Some(&allowed)).unwrap().to_str(), expect);
+    }
+    let error = server_name("[fe80::1%eth0]:1", None).unwrap_err();
+    assert_eq!(error, LinkTlsError::Address("[fe80::1%eth0]:1".to_owned()));
+    assert!(error.to_string().contains("link.tls_allowed_names"), "{error}");
 }
 
 #[test]

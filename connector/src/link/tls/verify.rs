@@ -16,22 +16,16 @@ use super::LinkTlsError;
 
 type Verified<T> = Result<T, Error>;
 
-/// The dialer's check of the listener.
+/// The check of a peer: `Chain` checks all but the allowed names.
 #[derive(Debug)]
-pub(super) struct DialerVerifier {
-    chain: Arc<WebPkiServerVerifier>,
+pub(super) struct PeerVerifier<Chain: ?Sized> {
+    chain: Arc<Chain>,
     allowed: Vec<ServerName<'static>>,
 }
 
-/// The listener's check of the dialer.
-#[derive(Debug)]
-pub(super) struct ListenerVerifier {
-    chain: Arc<dyn ClientCertVerifier>,
-    allowed: Vec<ServerName<'static>>,
-}
-
-impl DialerVerifier {
-    pub(super) fn new(
+impl PeerVerifier<WebPkiServerVerifier> {
+    /// The dialer's check of the listener.
+    pub(super) fn of_listeners(
         authorities: &Arc<RootCertStore>,
         provider: &Arc<CryptoProvider>,
         allowed: &[ServerName<'static>],
@@ -43,8 +37,9 @@ impl DialerVerifier {
     }
 }
 
-impl ListenerVerifier {
-    pub(super) fn new(
+impl PeerVerifier<dyn ClientCertVerifier> {
+    /// The listener's check of the dialer.
+    pub(super) fn of_dialers(
         authorities: &Arc<RootCertStore>,
         provider: &Arc<CryptoProvider>,
         allowed: &[ServerName<'static>],
@@ -56,7 +51,34 @@ impl ListenerVerifier {
     }
 }
 
-impl ServerCertVerifier for DialerVerifier {
+/// The methods that both traits of verifiers have: the chain checks the signatures of a handshake.
+macro_rules! signatures_by_chain {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Verified<HandshakeSignatureValid> {
+            self.chain.verify_tls12_signature(message, cert, dss)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Verified<HandshakeSignatureValid> {
+            self.chain.verify_tls13_signature(message, cert, dss)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.chain.supported_verify_schemes()
+        }
+    };
+}
+
+impl ServerCertVerifier for PeerVerifier<WebPkiServerVerifier> {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -81,30 +103,10 @@ impl ServerCertVerifier for DialerVerifier {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Verified<HandshakeSignatureValid> {
-        self.chain.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Verified<HandshakeSignatureValid> {
-        self.chain.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
+    signatures_by_chain!();
 }
 
-impl ClientCertVerifier for ListenerVerifier {
+impl ClientCertVerifier for PeerVerifier<dyn ClientCertVerifier> {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.chain.root_hint_subjects()
     }
@@ -120,27 +122,7 @@ impl ClientCertVerifier for ListenerVerifier {
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Verified<HandshakeSignatureValid> {
-        self.chain.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Verified<HandshakeSignatureValid> {
-        self.chain.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
+    signatures_by_chain!();
 }
 
 /// Checks that the certificate has one of the names, if there are any. The error is that of the first name.

@@ -5,6 +5,7 @@ mod lookups;
 
 use std::error::Error as _;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::web::Bytes;
@@ -51,21 +52,40 @@ pub(super) enum SendError {
 #[derive(Clone)]
 pub(super) struct NodeClient {
     /// Keeps connections for later requests.
-    kept: Client<NodeConnector, Full<Bytes>>,
+    kept: Arc<Mutex<KeptConnections>>,
     /// Makes a connection for each request.
     fresh: Client<NodeConnector, Full<Bytes>>,
+    tls: Option<NodesTls>,
     scheme: &'static str,
+}
+
+/// The connections of one set of authorities.
+struct KeptConnections {
+    client: Client<NodeConnector, Full<Bytes>>,
+    /// [`NodesTls::renewals`] when the client was made.
+    renewals: u64,
 }
 
 impl NodeClient {
     /// A client without connections. It uses HTTPS with `tls`.
     pub(super) fn new(tls: Option<NodesTls>) -> Self {
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let connector = NodeConnector::new(tls);
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(KEEP);
-        let kept = builder.build(connector.clone());
-        Self { kept, fresh: builder.pool_max_idle_per_host(0).build(connector), scheme }
+        let connector = NodeConnector::new(tls.clone());
+        let renewals = tls.as_ref().map_or(0, NodesTls::renewals);
+        let kept = KeptConnections { client: keeping(connector.clone()), renewals };
+        let fresh = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+        Self { kept: Arc::new(Mutex::new(kept)), fresh, tls, scheme }
+    }
+
+    /// The client that keeps connections. New authorities get a new one, because a kept connection may be to a node that they do not sign. The
+    /// connections of the old one end with their requests.
+    fn kept(&self) -> Client<NodeConnector, Full<Bytes>> {
+        let renewals = self.tls.as_ref().map_or(0, NodesTls::renewals);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.renewals != renewals {
+            *kept = KeptConnections { client: keeping(NodeConnector::new(self.tls.clone())), renewals };
+        }
+        kept.client.clone()
     }
 
     /// Sends a request. Returns the answer once its head has come. Dropping the answer closes the connection.
@@ -77,7 +97,7 @@ impl NodeClient {
     /// [`SendError`].
     pub(super) async fn send(&self, to: &ToNode<'_>) -> Result<Response<Incoming>, SendError> {
         let sent = Instant::now();
-        let error = match self.kept.request(to.request(self.scheme)?).await {
+        let error = match self.kept().request(to.request(self.scheme)?).await {
             Ok(response) => {
                 mark_used(response.extensions());
                 return Ok(response);
@@ -116,6 +136,11 @@ impl NodeClient {
         let body = Limited::new(response.into_body(), most).collect().await;
         Ok((body.map_err(|error| format!("GET {path}: {error}"))?.to_bytes(), from))
     }
+}
+
+fn keeping(connector: NodeConnector) -> Client<NodeConnector, Full<Bytes>> {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(KEEP).build(connector)
 }
 
 impl ToNode<'_> {
