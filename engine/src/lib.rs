@@ -38,12 +38,12 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dequantise;
-mod device_memory;
 mod error;
 mod families;
 pub mod gguf;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu;
+mod gpu_room;
 pub mod heap;
 mod inspect;
 mod kv;
@@ -61,8 +61,8 @@ use std::path::PathBuf;
 
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
-pub use device_memory::DeviceMemory;
 pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
+pub use gpu_room::GpuRoom;
 pub use inspect::{InspectedModel, gpu_survey};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};

@@ -6,8 +6,8 @@ use super::forward::SAMPLED_MAX;
 use super::gemm::ROWS_SPARE;
 use super::graph::GRAPH_ROWS_MAX;
 use super::kernels::baton_vocabulary_max;
-use crate::device_memory::DeviceMemory;
 use crate::error::OpenError;
+use crate::gpu_room::GpuRoom;
 use crate::kv::KvLayout;
 use crate::model::spec::{AttentionSpec, ModelSpec};
 use crate::model::{EngineConfig, POOL_TOKENS_MIN};
@@ -65,7 +65,7 @@ pub(super) fn pages(
     let kv_bytes = match config.device {
         crate::model::ComputeDevice::Cuda { memory_utilization, .. } if config.kv_bytes == 0 => {
             let (free_bytes, total_bytes) = device.memory().map_err(OpenError::Cuda)?;
-            let memory = DeviceMemory { free_bytes, total_bytes };
+            let memory = GpuRoom { free_bytes, total_bytes };
             let left = memory.left_of_share(memory_utilization, forward_bytes(config, spec) + SPARE_BYTES);
             if left < min_bytes {
                 return Err(OpenError::GpuFull { free_mib: free_bytes >> 20, total_mib: total_bytes >> 20 });

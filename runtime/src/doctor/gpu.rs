@@ -1,6 +1,6 @@
 //! Checks of the GPUs: driver, compute capability, memory, and the links between them.
 
-use engine::{CudaError, DeviceMemory, GpuFacts, GpuPair, GpuSurvey, KERNELS_FOR};
+use engine::{CudaError, GpuFacts, GpuPair, GpuRoom, GpuSurvey, KERNELS_FOR};
 
 use super::report::{Finding, bytes_text};
 use super::{FACTS_WITHIN, Subject, transport};
@@ -148,7 +148,7 @@ fn judge_first(gpu: &GpuFacts, listed: &str) -> Finding {
 /// Whether weights and pages fit into the GPU, by the rule of a start: `engine.kv_bytes` counts against the free memory, and without it the share does.
 fn judge_memory(gpu: &GpuFacts, wish: GpuWish) -> Option<Finding> {
     const CHECK: &str = "gpu memory";
-    let memory = DeviceMemory { free_bytes: gpu.free_bytes?, total_bytes: gpu.total_bytes };
+    let memory = GpuRoom { free_bytes: gpu.free_bytes?, total_bytes: gpu.total_bytes };
     let (pages, room) = memory.kv_room(wish.kv_bytes, wish.share, 0);
     let wanted = wish.weights?.saturating_add(OTHERS).saturating_add(wish.kv_bytes);
     let (free, total) = (bytes_text(memory.free_bytes), bytes_text(memory.total_bytes));

@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::parts::ShippedPart;
-use crate::{dist, place};
+use crate::place;
 
 /// Where the libraries are, below the fetched folder.
 const DATA: &str = "flashinfer/data";
@@ -108,8 +108,10 @@ fn used(headers: &BTreeSet<PathBuf>, data: &Path) -> Result<Vec<ShippedPart>> {
 fn included(cuda: &Path, kernels: &Path) -> Result<BTreeSet<PathBuf>> {
     let nvcc = cuda.join("nvidia/cu13/bin/nvcc");
     let mut found = BTreeSet::new();
-    for (name, kernel) in dist::entries(kernels)? {
-        if !name.ends_with(".cu") {
+    let entries = fs::read_dir(kernels).with_context(|| format!("cannot read {}", kernels.display()))?;
+    for entry in entries {
+        let kernel = entry?.path();
+        if kernel.extension().is_none_or(|extension| extension != "cu") {
             continue;
         }
         // The flags that decide what is included, as in the build script of `engine`.

@@ -2,14 +2,14 @@
 
 /// Memory of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceMemory {
+pub struct GpuRoom {
     /// Bytes that no process uses.
     pub free_bytes: u64,
     /// All of its bytes.
     pub total_bytes: u64,
 }
 
-impl DeviceMemory {
+impl GpuRoom {
     /// Bytes for KV pages if `kv_bytes` sets none: what remains of `share` of the device, after what is used and what this process will use for `others`.
     #[must_use]
     pub fn left_of_share(self, share: f32, others: u64) -> u64 {
@@ -35,7 +35,7 @@ mod tests {
 
     #[test]
     fn set_pages_count_against_free_memory_and_others_against_the_share() {
-        let memory = DeviceMemory { free_bytes: 80, total_bytes: 100 };
+        let memory = GpuRoom { free_bytes: 80, total_bytes: 100 };
         assert_eq!(memory.kv_room(0, 0.5, 10), (20, 20), "50 of the share, 20 used, 10 for others");
         assert_eq!(memory.kv_room(0, 0.25, 10), (0, 0));
         assert_eq!(memory.kv_room(60, 0.5, 10), (60, 70), "the share does not matter");
