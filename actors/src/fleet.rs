@@ -122,10 +122,13 @@ struct FleetNode {
 impl FleetNode {
     /// See [`FleetState::ready`].
     fn is_ready(&self, ran: Instant) -> bool {
-        self.last.as_ref().is_some_and(|(report, at)| {
-            let is_fresh = ran.saturating_duration_since(*at) < UNKNOWN_AFTER;
-            report.accepts && report.capabilities.decode && is_fresh
-        })
+        let serves = |(report, _): &(NodeView, Instant)| report.accepts && report.capabilities.decode;
+        self.is_fresh(ran) && self.last.as_ref().is_some_and(serves)
+    }
+
+    /// See [`FleetState::is_known`].
+    fn is_fresh(&self, ran: Instant) -> bool {
+        self.last.as_ref().is_some_and(|(_, at)| ran.saturating_duration_since(*at) < UNKNOWN_AFTER)
     }
 }
 
@@ -226,6 +229,12 @@ impl FleetState {
     pub fn is_ready(&self, now: Instant, id: NodeId) -> bool {
         let now = self.ran(now);
         self.nodes.get(&id).is_some_and(|node| node.is_ready(now))
+    }
+
+    /// Whether the last report of this node is fresh.
+    pub fn is_known(&self, now: Instant, id: NodeId) -> bool {
+        let now = self.ran(now);
+        self.nodes.get(&id).is_some_and(|node| node.is_fresh(now))
     }
 
     /// The number of nodes that are not [ready](Self::ready), except those whose last report says that they only prefill.

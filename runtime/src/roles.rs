@@ -408,7 +408,7 @@ fn report(observed: &Observed) {
     }
 }
 
-/// The limits for clients: one connection for each request that may run or wait, if the limit of open files allows it.
+/// The limits for clients. The log says if the limit of open files does not allow a connection for each request that may run or wait.
 fn limits(config: &Config, open_files: u64, ports: usize) -> Limits {
     let OpenFilePlan { wanted, connections, needed } = OpenFilePlan::new(config, open_files, ports);
     if connections < wanted {

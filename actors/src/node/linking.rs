@@ -89,7 +89,7 @@ pub(super) fn start<E>(
     Ok(Linked { peer_link, arbiter, transport })
 }
 
-/// What a process with this layout of pages says of them to peers. `model` is its name and fingerprint.
+/// The KV shape that a process announces to its peers. `model` is its name and fingerprint.
 pub fn kv_shape(layout: &KvLayout, (name, fingerprint): (&str, [u8; 32]), page_hash: bool) -> KvShape {
     KvShape {
         model: name.to_owned(),

@@ -1,6 +1,6 @@
-//! The streams of one thread: events come in a queue that the thread empties at once, and go from there to the tasks that wait for them.
+//! The streams of one thread: events come in a queue that the thread empties in one step, and go from there to the tasks that wait for them.
 //!
-//! Waking a task of another thread costs a system call, and waking one of the own thread does not. So the decoder wakes a thread once for all of
+//! Waking a task of another thread costs a system call, and waking one of the same thread does not. So the decoder wakes a thread once for all of
 //! its streams.
 
 use std::cell::{Cell, RefCell};

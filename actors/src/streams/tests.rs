@@ -163,8 +163,11 @@ async fn the_task_of_a_reader_ends_with_its_last_source() {
     drop(reader);
     assert!(queue.upgrade().is_some());
     drop(source);
-    while queue.upgrade().is_some() {
-        tokio::task::yield_now().await;
-    }
+    let gone = async {
+        while queue.upgrade().is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(120), gone).await.expect("the task ends");
     assert!(streams.is_empty());
 }

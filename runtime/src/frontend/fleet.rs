@@ -19,7 +19,7 @@ mod record;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,6 @@ use super::handlers::version;
 use super::limits::Limits;
 use super::live::LiveFeed;
 use super::memory::InputMemory;
-use super::node_report::NodeReport;
 use super::openai::ApiKind;
 use super::recent::RecentRequests;
 use super::response::json;
@@ -48,6 +47,7 @@ use crate::tls::{HttpTls, NodesTls};
 use crate::traces::Traces;
 use counts::{AnswerSource, NodeCounts, ProxyCounts, ProxyGauges};
 
+use live::Reported;
 use record::ForwardedRequest;
 
 pub(crate) use client::with_causes;
@@ -67,8 +67,11 @@ struct FleetMember {
     /// It has left the fleet, and is asked no more.
     is_gone: AtomicBool,
     counts: Arc<NodeCounts>,
-    /// The last report that it gave.
-    report: Mutex<Option<NodeReport>>,
+    /// What the live page shows of its reports.
+    reported: Mutex<Reported>,
+    /// Requests that it has answered with status 200, and those that got no valid answer.
+    answered: AtomicU64,
+    failed: AtomicU64,
 }
 
 /// Minimum time between two warnings about requests of the same node. When a node dies, all its requests fail.
@@ -78,12 +81,13 @@ impl FleetMember {
     fn new(id: NodeId, address: Arc<str>, counts: &ProxyCounts) -> Self {
         let (is_gone, counts) = (AtomicBool::new(false), counts.node(&address));
         let cut = watch::Sender::new(0);
-        Self { id, address, cut, warned: Mutex::default(), is_gone, counts, report: Mutex::default() }
+        let (warned, reported) = (Mutex::default(), Mutex::default());
+        let (answered, failed) = (AtomicU64::default(), AtomicU64::default());
+        Self { id, address, cut, warned, is_gone, counts, reported, answered, failed }
     }
 
-    /// The last report that the node gave.
-    fn report(&self) -> Option<NodeReport> {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn reported(&self) -> MutexGuard<'_, Reported> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Warns about a request, unless it did so a moment ago.

@@ -27,7 +27,7 @@ fn record(exporter: &Exporter, prefill: PrefillTraced) {
         ..Span::part(context, whole.span, name, start, end)
     };
     let began = begun.unwrap_or(ended);
-    // A prompt that is refused as it comes does not wait.
+    // A prompt that is refused on arrival does not wait.
     if came < began {
         exporter.export(clock, part("wait for pages", came, began, Vec::new()));
     }

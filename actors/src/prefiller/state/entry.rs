@@ -142,7 +142,7 @@ pub(super) fn cancel_puts((session, request): Key) -> Effect {
     to::transfer(CancelPuts { session, request })
 }
 
-/// The effects for a prompt that is refused as it comes: `answer` for the receiver, and the record of a trace with the reason in one word.
+/// The effects for a prompt that is refused on arrival: `answer` for the receiver, and the record of a trace with the reason in one word.
 pub(super) fn turned_away(trace: Option<PrefillTraced>, reason: &'static str, answer: Effect) -> Vec<Effect> {
     let trace = trace.map(|trace| to::traces(PrefillTraced { failure: Some(reason), ..trace }));
     [answer].into_iter().chain(trace).collect()

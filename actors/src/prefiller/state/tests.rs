@@ -405,7 +405,7 @@ fn the_record_of_a_prefill_says_why_it_failed() {
         state.on_cancel(now, KEY)
     };
     assert_eq!(reason(has_its_token), "", "the receiver needed only the first token");
-    // A prompt that is refused as it comes has a record too.
+    // A prompt that is refused on arrival has a record too.
     let refused = |start: StartPrefill| {
         let context = TraceContext { trace: [1; 16], span: [2; 8], flags: 1 };
         let effects = state().on_prefill(Instant::now(), StartPrefill { trace: Some(context), ..start });

@@ -121,11 +121,6 @@ impl NodeCounts {
         self.attempts[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Requests that the node has answered in this way.
-    pub(super) fn of(&self, outcome: AttemptOutcome) -> u64 {
-        self.attempts[outcome as usize].load(Ordering::Relaxed)
-    }
-
     /// A request is sent to the node.
     pub(super) fn attempt(&self) -> Attempt<'_> {
         Attempt { counts: self, outcome: AttemptOutcome::Abandoned }
@@ -231,7 +226,6 @@ impl ProxyCounts {
 
     /// An answer is complete, this long after the request.
     pub(super) fn completed(&self, after: Duration) {
-        self.finished.fetch_add(1, Ordering::Relaxed);
         self.whole.add(after.as_secs_f64());
     }
 

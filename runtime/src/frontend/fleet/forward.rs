@@ -114,7 +114,11 @@ impl Live {
             trace.finished();
         }
         let is_success = self.notes.status.is_some_and(|status| (200..300).contains(&status));
-        self.notes.outcome = if is_success { "answered" } else { "rejected" };
+        let outcome = if is_success { "answered" } else { "rejected" };
+        // An answer may be found complete twice.
+        if std::mem::replace(&mut self.notes.outcome, outcome) != outcome && is_success {
+            self.proxy.counts.finished.fetch_add(1, Ordering::Relaxed);
+        }
         if self.progress.replace(AnswerProgress::Complete) == Some(AnswerProgress::Bytes) {
             self.proxy.counts.completed(self.arrived.elapsed());
         }
@@ -272,7 +276,13 @@ async fn attempt(
 ) -> Result<Answer, Failure> {
     let attempt = member.counts.attempt();
     let answer = send(live, path, member, ticket, deadline, body).await;
-    attempt.ended(outcome(&answer));
+    let outcome = outcome(&answer);
+    match outcome {
+        AttemptOutcome::Answered => drop(member.answered.fetch_add(1, Ordering::Relaxed)),
+        AttemptOutcome::Failed => drop(member.failed.fetch_add(1, Ordering::Relaxed)),
+        _ => (),
+    }
+    attempt.ended(outcome);
     answer
 }
 

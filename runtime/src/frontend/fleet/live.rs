@@ -7,11 +7,10 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 
 use super::FleetProxy;
-use super::counts::AttemptOutcome;
 use super::record::{ForwardedRequest, ForwardedRow};
 use crate::frontend::handlers::no_such_path;
 use crate::frontend::live::REQUESTS_MAX;
-use crate::frontend::node_report::NodeReport;
+use crate::frontend::node_report::{NodeReport, NodeState};
 use crate::frontend::recent::{self, EndedSince, time_of};
 use crate::frontend::response::json;
 
@@ -51,12 +50,48 @@ struct NodeRow<'a> {
     ready: bool,
     /// It gets no requests now, because its connections broke.
     paused: bool,
+    /// Its last report is fresh.
+    known: bool,
     /// Requests that it has answered with status 200, and those that got no valid answer.
     answered: u64,
     failed: u64,
-    /// Its last report, as `/node` answers.
+    #[serde(flatten)]
+    reported: Reported,
+}
+
+/// What is known of the reports of a node.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Reported {
+    /// Its last report.
+    #[serde(rename = "report", skip_serializing_if = "Option::is_none")]
+    pub(super) facts: Option<NodeFacts>,
+    /// Why the node is left out, or why there is no new report.
     #[serde(skip_serializing_if = "Option::is_none")]
-    report: Option<&'a NodeReport>,
+    pub(super) fault: Option<String>,
+}
+
+/// The parts of a node's report that the page shows.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct NodeFacts {
+    role: String,
+    model: String,
+    state: NodeState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    decodes: bool,
+    running: u64,
+    waiting: u64,
+    decoding: u32,
+    pool_pages: u32,
+    used_pages: u32,
+}
+
+impl NodeFacts {
+    pub(super) fn of(report: &NodeReport) -> Self {
+        let NodeReport { state, decodes, running, waiting, decoding, pool_pages, used_pages, .. } = *report;
+        let (role, model, reason) = (report.role.clone(), report.model.clone(), report.reason.clone());
+        Self { role, model, state, reason, decodes, running, waiting, decoding, pool_pages, used_pages }
+    }
 }
 
 #[derive(Serialize)]
@@ -73,22 +108,19 @@ struct Totals {
 fn snapshot(proxy: &FleetProxy, uptime_s: f64, since: &EndedSince<ForwardedRequest>) -> String {
     let now = Instant::now();
     let members: Vec<_> = proxy.members().values().cloned().collect();
-    let reports: Vec<_> = members.iter().map(|member| member.report()).collect();
     let standings: Vec<_> = {
         let state = proxy.state();
-        members
-            .iter()
-            .map(|member| (state.is_ready(now, member.id), state.is_paused(now, member.id)))
-            .collect()
+        let standing = |id| (state.is_ready(now, id), state.is_paused(now, id), state.is_known(now, id));
+        members.iter().map(|member| standing(member.id)).collect()
     };
-    let nodes = members.iter().zip(&reports).zip(standings);
-    let nodes = nodes.map(|((member, report), (ready, paused))| NodeRow {
+    let nodes = members.iter().zip(standings).map(|(member, (ready, paused, known))| NodeRow {
         address: &member.address,
         ready,
         paused,
-        answered: member.counts.of(AttemptOutcome::Answered),
-        failed: member.counts.of(AttemptOutcome::Failed),
-        report: report.as_ref(),
+        known,
+        answered: member.answered.load(Ordering::Relaxed),
+        failed: member.failed.load(Ordering::Relaxed),
+        reported: member.reported().clone(),
     });
     let (state, reason) = proxy.word();
     let counts = &proxy.counts;

@@ -1,8 +1,8 @@
 //! Asks every node of the fleet for its report.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::rt;
@@ -12,6 +12,7 @@ use connector::frame::Capabilities;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::client::NodeClient;
+use super::live::NodeFacts;
 use super::{FleetMember, FleetProxy};
 use crate::frontend::node_report::{DecodeReport, NodeReport, NodeState};
 use crate::tls::NodesTls;
@@ -82,28 +83,35 @@ async fn ask_regularly(proxy: Arc<FleetProxy>, member: Arc<FleetMember>) {
         }
         let asked = Instant::now();
         let answer = match ask(&proxy, &member).await {
-            Ok(report) => proxy.state().reported(Instant::now(), member.id, asked, report),
+            Ok((report, facts)) => {
+                member.reported().facts = Some(facts);
+                proxy.state().reported(Instant::now(), member.id, asked, report)
+            }
             Err(error) => Err(error),
         };
+        member.reported().fault = answer.as_ref().err().map(|error| shortened(error));
         let before = reports.replace(answer.is_ok());
         match answer {
             Ok(()) if before != Some(true) => tracing::info!(node = &*member.address, "node reports"),
             Err(error) if before != Some(false) => {
-                let error: String = error.chars().take(LOGGED_CHARACTERS).collect();
-                tracing::warn!(node = &*member.address, "node is left out: {error}");
+                tracing::warn!(node = &*member.address, "node is left out: {}", shortened(&error));
             }
             _ => {}
         }
     }
 }
 
-async fn ask(proxy: &FleetProxy, member: &FleetMember) -> Result<NodeView, String> {
+fn shortened(error: &str) -> String {
+    error.chars().take(LOGGED_CHARACTERS).collect()
+}
+
+async fn ask(proxy: &FleetProxy, member: &FleetMember) -> Result<(NodeView, NodeFacts), String> {
     let asked = timeout(UNKNOWN_AFTER, proxy.polls.get(&member.address, "/node", REPORT_BYTES_MAX)).await;
     let (body, from) = asked.map_err(|_| format!("GET /node has no answer after {UNKNOWN_AFTER:?}"))??;
     let report: NodeReport =
         serde_json::from_slice(&body).map_err(|error| format!("GET /node is no report: {error}"))?;
-    *member.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
-    view(report, from.map(|from| from.ip()))
+    let facts = NodeFacts::of(&report);
+    Ok((view(report, from.map(|from| from.ip()))?, facts))
 }
 
 /// Asks a node for its report once, as a proxy does.

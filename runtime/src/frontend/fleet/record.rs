@@ -16,11 +16,11 @@ pub(super) struct ForwardedRequest {
     arrived: SystemTime,
     /// How it ended, in one word.
     outcome: &'static str,
-    /// The status of the last node that answered.
+    /// The status of the answer that the client got from a node.
     status: Option<u16>,
     /// The node that it was sent to last.
     node: Option<Arc<str>>,
-    /// The node that prefilled, if it was another one.
+    /// The node that was to prefill, if it was another one.
     prefiller: Option<String>,
     attempts: u32,
     read: Duration,

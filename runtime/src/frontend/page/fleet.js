@@ -16,9 +16,12 @@ function chooseSections(snapshot) {
 function drawFleetTiles(snapshot) {
   const { nodes, ready, live, totals } = snapshot;
   show("requests-note", `${number(totals.finished)} finished, ${number(totals.failed)} failed, ${number(totals.retried)} sent to another node`);
-  show("nodes-ready", `${number(ready)} of ${number(nodes.length)}`);
+  // Senders take no requests.
+  const decode = nodes.filter(({ report }) => report?.decodes ?? true);
+  show("nodes-ready", `${number(ready)} of ${number(decode.length)}`);
   show("live", number(live));
-  const sum = (field) => nodes.reduce((total, node) => total + (node.report?.[field] ?? 0), 0);
+  const known = nodes.filter((node) => node.known);
+  const sum = (field) => known.reduce((total, node) => total + node.report[field], 0);
   show("live-note", `forwarded now; ${number(sum("waiting"))} wait at nodes`);
   show("pages", share(sum("used_pages"), sum("pool_pages")));
   show("pages-note", `${number(sum("used_pages"))} of ${number(sum("pool_pages"))} used, all nodes`);
@@ -43,12 +46,12 @@ function nodeRow() {
 }
 
 /** The state of a node in words, and whether it is a good one. */
-function stateOf({ ready, paused, report }) {
-  if (report === undefined) return ["✕ no report yet", false];
+function stateOf({ ready, paused, known, report, fault }) {
+  if (!known) return [fault === undefined ? "✕ no report yet" : "✕ left out", false];
   if (paused) return ["✕ paused: its connections broke", false];
-  if (ready) return [`✓ ${report.state === "ok" ? "ready" : report.state}`, true];
-  if (!report.decodes) return ["✓ prefills only", true];
-  return [report.state === "ok" ? "✕ silent" : `✕ ${report.state}`, false];
+  if (report.state !== "ok" && report.state !== "degraded") return [`✕ ${report.state}`, false];
+  const word = report.state === "degraded" ? "degraded" : ready ? "ready" : "prefills only";
+  return [`✓ ${word}`, true];
 }
 
 const nodeRows = [];
@@ -63,7 +66,7 @@ function drawNodes(nodes) {
     setText(cells.role, report === undefined ? "" : `${report.role}, ${report.model}`);
     setText(cells.state, word);
     cells.state.className = isGood ? "ready" : "gone";
-    setText(cells.reason, report?.reason ?? "");
+    setText(cells.reason, node.fault ?? report?.reason ?? "");
     setText(cells.work, report === undefined ? "" : `${number(report.running)} running, ${number(report.decoding)} decode`);
     const pages = report === undefined ? "" : `, ${share(report.used_pages, report.pool_pages)} of ${count(report.pool_pages, "page")} used`;
     setText(cells.waiting, report === undefined ? "" : `${number(report.waiting)} waiting${pages}`);

@@ -37,6 +37,7 @@ const [AT, REQUESTS, FAILED, SAMPLED, COMPUTED] = [0, 1, 2, 3, 4];
 
 const remembered = {
   pid: null,
+  role: null,
   now: 0,
   /** Number of requests that had ended. */
   ended: 0,
@@ -52,8 +53,8 @@ let recent = [];
 
 /** Adds a snapshot. A process that has begun again begins a new history. */
 function remember(snapshot) {
-  if (remembered.pid !== snapshot.pid || snapshot.uptime_s < remembered.now) {
-    remembered.pid = snapshot.pid;
+  if (remembered.pid !== snapshot.pid || remembered.role !== snapshot.role || snapshot.uptime_s < remembered.now) {
+    [remembered.pid, remembered.role] = [snapshot.pid, snapshot.role];
     remembered.ended = 0;
     recent = [];
     for (const rows of [remembered.totals, remembered.ttfts, remembered.seconds]) rows.clear();
@@ -74,7 +75,7 @@ function remember(snapshot) {
 }
 
 /** From the arrival of a request to its first token, at a proxy to the first byte of its answer; not a number if it failed. */
-const ttftOf = (request) => request.first_byte_ms ?? request.read_ms + (request.queue_ms ?? 0) + (request.first_token_ms ?? NaN);
+const ttftOf = (request) => request.first_byte_ms ?? request.read_ms + request.queue_ms + (request.first_token_ms ?? NaN);
 
 function rememberTtft(ended, ttft) {
   const { ttfts, seconds } = remembered;

@@ -81,8 +81,8 @@ const waterfallRows = Array.from({ length: RECENT_MAX }, waterfallRow);
 function forwardedSummary({ outcome, status, node, prefiller, attempts }) {
   const words = [outcome === "answered" ? outcome : `✕ ${outcome.replaceAll("_", " ")}`];
   if (outcome === "rejected") words.push(`status ${status}`);
-  if (node !== undefined) words.push(`by ${node}`);
-  if (prefiller !== undefined) words.push(`prefilled by ${prefiller}`);
+  if (node !== undefined) words.push(`at ${node}`);
+  if (prefiller !== undefined) words.push(`prefiller ${prefiller}`);
   if (attempts > 1) words.push(`${attempts} attempts`);
   return words.join(", ");
 }
