@@ -1,7 +1,7 @@
 """Looks at the live page with a browser: live_page.py RUNTIME [--axe FILE] [--screens FOLDER]
 
 Starts processes of RUNTIME and opens their pages in Debian's chromium: before the first request, under load, with a lost sender, with an API key, with a
-hostile model name, without a chat template, after a lost connection, and through a name that the server does not accept. Checks what the pages show, that
+hostile model name, without a chat template, after a lost connection, of a proxy, and through a name that the server does not accept. Checks what the pages show, that
 nothing scrolls sideways from 390 to 1440 px, that the keyboard is enough, and that 1,000 snapshots take no more memory than 200. --axe checks accessibility
 with the script of npm's axe-core; --screens writes pictures. Needs PyPI's playwright. Prints `the live page is right` at the end.
 """
@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -256,6 +257,53 @@ def pair(program, look):
     print("a pair: empty, under load, the sender's page, chat, lost sender, lost receiver")
 
 
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def fleet(program, look):
+    receiver = Process(program, "receiver")
+    sender = Process(program, "sender", f"link.peers={receiver.ports['link.port']}")
+    late = free_port()
+    ports = [process.ports["http.port"].removeprefix("http://") for process in (receiver, sender)]
+    proxy = Process(program, "proxy", f"fleet.nodes={','.join([*ports, f'127.0.0.1:{late}'])}")
+    url = proxy.ports["frontend.port"]
+    page = look.open(url)
+    shows(page, "#role", "proxy")
+    for row in ("receiver,.*\\s+✓ ready", "sender,.*\\s+✓ prefills only", "✕ left out\\s+.*refused"):
+        shows(page, "#nodes", row)
+    odd = Process(program, "node", f"http.port={late}", "engine.page_tokens=32")
+    shows(page, "#nodes", "✕ left out\\s+.*set engine.page_tokens")
+    shows(page, "#nodes-ready", "^1 of 2$")
+    assert not any(page.is_visible(f"#{part}") for part in ("tile-tokens", "tile-ring", "peers-section", "tokens-figure"))
+    load = Load(url)
+    shows(page, "#ttft-median", "ms|s")
+    shows(page, "#waterfall", "answered, at 127[\\s\\S]*prefiller 127[\\s\\S]*node, until its first byte [1-9]")
+    look.fits(page)
+    for width, scheme in MACHINES:
+        other = look.open(url, width, scheme)
+        shows(other, "#ttft-alt", "Last five minutes: \\d\\d")
+        look.picture(other, f"fleet-{width}-{scheme}")
+        look.close(other, url)
+        look.accessible(url, width, scheme, lambda page: shows(page, "#waterfall", "answered"))
+    load.stop()
+    page.fill("#max-tokens", "8")
+    page.fill("#prompt", "Say yes.")
+    page.press("#prompt", "Enter")
+    shows(page, "#chat-status", "complete|maximum number")
+    sender.end()
+    shows(page, "#nodes", "sender,.*\\s+✕ left out")
+    receiver.end()
+    shows(page, "#state", "down")
+    shows(page, "#nodes-ready", "^0 of")
+    look.close(page, url)
+    for process in (proxy, odd):
+        process.end()
+    print("a proxy: its nodes, one that is left out, a chat, a lost sender, and no node")
+
+
 def chats(page):
     """Asks and stops with the keyboard alone."""
     page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
@@ -396,7 +444,7 @@ def main():
         rules = "--host-resolver-rules=MAP rebound.example 127.0.0.1"
         # Compiled code counts as heap, and more of it is compiled as the page runs. The memory of the page is measured without a compiler.
         interpreted = "--js-flags=--no-opt --no-maglev --no-sparkplug"
-        for flags, parts in [([interpreted], [replays]), ([rules], [key_and_name, refused_name_and_off, pair])]:
+        for flags, parts in [([interpreted], [replays]), ([rules], [key_and_name, refused_name_and_off, pair, fleet])]:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *flags])
             for part in parts:
                 part(options.runtime, Look(browser, options.axe, options.screens))
