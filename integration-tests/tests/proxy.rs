@@ -24,7 +24,13 @@ fn a_proxy_gives_the_answers_of_its_nodes_and_survives_the_loss_of_one() -> Resu
     let proxy = start_proxy(&ports, &[])?;
     let address = proxy.address("frontend.port")?;
     proxy.until("both nodes report", || Ok(get(&address, "/health")?.1["nodes_ready"] == 2))?;
-    assert_eq!(get(&address, "/v1/models")?.1["data"].as_array().map(Vec::len), Some(1));
+    let list = get(&address, "/v1/models")?.1["data"].take();
+    assert_eq!(list.as_array().map(Vec::len), Some(1));
+    assert_eq!((&list[0]["max_model_len"], &list[0]["parent"]), (&json!(400), &Value::Null), "{list}");
+    assert!(list[0]["root"].as_str().is_some_and(|path| path.ends_with(".gguf")), "{list}");
+    let path = format!("/v1/models/{}", list[0]["id"].as_str().context("no id")?);
+    assert_eq!(get(&address, &path)?, (200, list[0].clone()));
+    assert_eq!(get(&address, "/v1/models/other")?.0, 404);
 
     let prompts: Vec<Value> = (0..24).map(prompt).collect();
     let answers = ask_all(&prompts, 8, |prompt| complete(&address, prompt, 6))?;

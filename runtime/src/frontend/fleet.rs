@@ -39,7 +39,7 @@ use super::live::LiveFeed;
 use super::memory::InputMemory;
 use super::openai::ApiKind;
 use super::recent::RecentRequests;
-use super::response::json;
+use super::response::{self, ModelCard, json};
 use super::served_model::ServedModel;
 use super::{METRICS_TYPE, WriteMetrics, get, listen, post};
 use crate::drain::{Drain, DrainStage};
@@ -256,6 +256,7 @@ impl FleetProxy {
                 .service(post("/v1/chat/completions", web::post().to(chat_completions)))
                 .service(post("/v1/responses", web::post().to(responses)))
                 .service(get("/v1/models", web::get().to(models)))
+                .service(get("/v1/models/{name:.+}", web::get().to(model)))
                 .service(get("/health", web::get().to(health)))
                 .service(get("/ping", web::get().to(ping)).route(web::post().to(ping)))
                 .service(get("/live", web::get().to(alive)))
@@ -308,24 +309,30 @@ async fn responses(proxy: Shared, request: HttpRequest, body: web::Payload) -> H
     forward::forward(ApiKind::Response, proxy.into_inner(), request, body).await
 }
 
-/// The models of all nodes.
+/// The cards of the models of all nodes. The proxy knows the path of its own model only.
+fn cards<T>(proxy: &FleetProxy, with: impl FnOnce(Vec<ModelCard<'_>>) -> T) -> T {
+    let known: Vec<(Arc<str>, Option<u32>)> = {
+        let state = proxy.state();
+        state.models().map(|name| (Arc::clone(name), state.context_tokens(Some(name)))).collect()
+    };
+    let own = &proxy.model;
+    let cards = known.iter().map(|(name, context)| {
+        let root = if **name == *own.name { own.root.as_str() } else { "" };
+        ModelCard::named(name, root, own.created, context.unwrap_or_default())
+    });
+    with(cards.collect())
+}
+
 async fn models(proxy: Shared) -> HttpResponse {
-    #[derive(Serialize)]
-    struct Card<'a> {
-        id: &'a str,
-        object: &'static str,
-        created: u64,
-        owned_by: &'static str,
+    HttpResponse::Ok().content_type("application/json").body(cards(&proxy, response::models))
+}
+
+async fn model(proxy: Shared, name: web::Path<String>) -> HttpResponse {
+    let body = cards(&proxy, |cards| cards.iter().find(|card| card.id() == *name).map(json));
+    match body {
+        Some(body) => HttpResponse::Ok().content_type("application/json").body(body),
+        None => forward::no_model(&name).response(),
     }
-    #[derive(Serialize)]
-    struct List<'a> {
-        object: &'static str,
-        data: Vec<Card<'a>>,
-    }
-    let names: Vec<Arc<str>> = proxy.state().models().cloned().collect();
-    let card = |id| Card { id, object: "model", created: proxy.model.created, owned_by: "baton" };
-    let list = List { object: "list", data: names.iter().map(|name| card(name)).collect() };
-    HttpResponse::Ok().content_type("application/json").body(json(&list))
 }
 
 /// The proxy is healthy while at least one node takes requests.

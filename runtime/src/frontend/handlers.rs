@@ -10,7 +10,7 @@ use super::api_error::ApiError;
 use super::generate::generate;
 use super::openai::{ApiKind, check_name};
 use super::openapi::document;
-use super::response::{json, model_card, models};
+use super::response::{ModelCard, json, models};
 use super::{Frontend, METRICS_TYPE};
 
 type Shared = web::Data<Frontend>;
@@ -37,12 +37,14 @@ pub(super) async fn openapi() -> HttpResponse {
 }
 
 pub(super) async fn list_models(frontend: Shared) -> HttpResponse {
-    HttpResponse::Ok().content_type("application/json").body(models(&frontend.model))
+    HttpResponse::Ok().content_type("application/json").body(models(vec![ModelCard::of(&frontend.model)]))
 }
 
 pub(super) async fn show_model(frontend: Shared, name: web::Path<String>) -> HttpResponse {
     match check_name(&name, &frontend.model) {
-        Ok(()) => HttpResponse::Ok().content_type("application/json").body(model_card(&frontend.model)),
+        Ok(()) => {
+            HttpResponse::Ok().content_type("application/json").body(json(&ModelCard::of(&frontend.model)))
+        }
         Err(error) => error.response(),
     }
 }

@@ -262,11 +262,11 @@ struct ChatResponse<'a> {
 #[derive(Serialize)]
 struct ModelList<'a> {
     object: &'static str,
-    data: [ModelCard<'a>; 1],
+    data: Vec<ModelCard<'a>>,
 }
 
 #[derive(Serialize)]
-struct ModelCard<'a> {
+pub(super) struct ModelCard<'a> {
     id: &'a str,
     object: &'static str,
     created: u64,
@@ -278,25 +278,33 @@ struct ModelCard<'a> {
 }
 
 /// The body of the list of models.
-pub(super) fn models(model: &ServedModel) -> String {
-    json(&ModelList { object: "list", data: [card(model)] })
+pub(super) fn models(data: Vec<ModelCard<'_>>) -> String {
+    json(&ModelList { object: "list", data })
 }
 
-/// The body that describes the model.
-pub(super) fn model_card(model: &ServedModel) -> String {
-    json(&card(model))
-}
+impl<'a> ModelCard<'a> {
+    /// The card of the model that this process serves.
+    pub(super) fn of(model: &'a ServedModel) -> Self {
+        Self::named(&model.name, &model.root, model.created, model.context_tokens)
+    }
 
-fn card(model: &ServedModel) -> ModelCard<'_> {
-    ModelCard {
-        id: &model.name,
-        object: "model",
-        created: model.created,
-        owned_by: "baton",
-        root: &model.root,
-        parent: None,
-        max_model_len: model.context_tokens,
-        permission: [],
+    /// The name of the model.
+    pub(super) fn id(&self) -> &'a str {
+        self.id
+    }
+
+    /// The card of a model with this name. `root` is the path of its file or folder, or empty.
+    pub(super) fn named(id: &'a str, root: &'a str, created: u64, max_model_len: u32) -> Self {
+        Self {
+            id,
+            object: "model",
+            created,
+            owned_by: "baton",
+            root,
+            parent: None,
+            max_model_len,
+            permission: [],
+        }
     }
 }
 

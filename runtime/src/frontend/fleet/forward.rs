@@ -418,7 +418,7 @@ fn pass_on(Answer { response: answer, node, cut, trace }: Answer, mut live: Live
     }))
 }
 
-fn no_model(name: &str) -> ApiError {
+pub(super) fn no_model(name: &str) -> ApiError {
     let error = ApiError::new(StatusCode::NOT_FOUND, format!("model {name:?} does not exist in this fleet"));
     ApiError { param: Some("model".to_owned()), ..error }
 }
