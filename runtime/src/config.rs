@@ -135,7 +135,7 @@ sections! {
         /// Whether the frontend obeys the headers of routers: `x-prefiller-host-port`, by which they choose the prefiller, and
         /// `x-envoy-expected-rq-timeout-ms`, by which they shorten the deadline.
         trust_header: bool = truth, |_, _| "false";
-        /// Whether the HTTP ports have the live page `/` and its data `/debug/live`. A proxy has neither.
+        /// Whether the HTTP ports have the live page `/` and its data `/debug/live`.
         page: bool = truth, |_, _| "true";
         /// How the model writes tool calls: `hermes`, `llama3_json`, `mistral` or `none`. The default is the format that the chat template shows.
         tool_call_parser: Option<String> =

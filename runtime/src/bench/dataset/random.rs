@@ -27,8 +27,8 @@ pub(super) fn requests(
         SmallRng::seed_from_u64(options.seed ^ (part.first as u64 + 1).wrapping_mul(0x9e37_79b9));
     let allowed = tokenizer.ordinary();
     if allowed.is_empty() {
-        let why = "the model of the server has no tokenizer, and random prompts are texts";
-        return Err(format!("{why}; start the server with one (--set tokenizer=PATH)"));
+        let why = "the model of the server has no tokenizer here, and random prompts are texts";
+        return Err(format!("{why}; give the server's tokenizer by --tokenizer"));
     }
     // The tokens that the tokenizer adds.
     let own = tokenizer.encode("", Bos::Add)?.len() as u32;
