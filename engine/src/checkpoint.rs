@@ -10,6 +10,7 @@ mod header;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use crate::Progress;
 use crate::error::OpenError;
 use crate::families::{self, RowOrder};
 use crate::gguf::{Gguf, TensorType};
@@ -41,9 +42,9 @@ enum CheckpointFiles {
 impl Checkpoint {
     /// Opens a GGUF file, or a folder with `config.json` and, unless the weights are random, safetensors. Checks that the model
     /// is supported.
-    pub(crate) fn open(path: &Path, format: LoadFormat) -> Result<Self, OpenError> {
+    pub(crate) fn open(path: &Path, format: LoadFormat, progress: Progress<'_>) -> Result<Self, OpenError> {
         let mut checkpoint = Self::open_headers(path, format)?;
-        checkpoint.info.fingerprint = checkpoint.fingerprint()?;
+        checkpoint.info.fingerprint = checkpoint.fingerprint(&|| progress(0, 1))?;
         Ok(checkpoint)
     }
 
@@ -98,11 +99,11 @@ impl Checkpoint {
     }
 
     /// The sha256 of the model's files. Reads all of them. Fails if a GGUF file has another checksum than its `.sha256` file.
-    pub(crate) fn fingerprint(&self) -> Result<[u8; 32], OpenError> {
+    pub(crate) fn fingerprint(&self, read: &dyn Fn()) -> Result<[u8; 32], OpenError> {
         if let CheckpointFiles::Gguf(_) = self.files {
-            return files::fingerprint(&self.info.path);
+            return files::fingerprint(&self.info.path, read);
         }
-        files::sha256(&self.hashed).map_err(|(path, error)| OpenError::Read { path, error })
+        files::sha256(&self.hashed, read).map_err(|(path, error)| OpenError::Read { path, error })
     }
 
     /// The files that the fingerprint covers.
@@ -235,7 +236,7 @@ mod tests {
     fn a_gpu_refuses_sizes_that_only_the_cpu_computes() {
         let check = |hidden, feed, expect: Result<(), &str>| {
             let (file, _) = Tiny { kind: 0, hidden, feed, ..Tiny::USUAL }.file();
-            let spec = Checkpoint::open(file.path(), LoadFormat::Auto).unwrap().spec;
+            let spec = Checkpoint::open(file.path(), LoadFormat::Auto, &|_, _| ()).unwrap().spec;
             match (spec.check_multiples(32), expect) {
                 (Ok(()), Ok(())) => {}
                 (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
@@ -252,7 +253,7 @@ mod tests {
     fn the_shapes_of_published_models_have_their_parameters() {
         let check = |name: &str, parameters: u64| {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models").join(name);
-            let checkpoint = Checkpoint::open(&path, LoadFormat::Dummy { seed: 0 }).unwrap();
+            let checkpoint = Checkpoint::open(&path, LoadFormat::Dummy { seed: 0 }, &|_, _| ()).unwrap();
             assert_eq!(checkpoint.info().parameters, parameters, "{name}");
         };
         check("llama-3.1-8b", 8_030_261_248);

@@ -88,7 +88,7 @@ impl CpuEngine {
             return Err(OpenError::NoDummy);
         }
         let path: &Path = &config.model;
-        let checkpoint = Checkpoint::open(path, config.load_format)?;
+        let checkpoint = Checkpoint::open(path, config.load_format, progress)?;
         let kv = Arc::new(pool(config, &checkpoint.spec)?);
         let mut threads: Threads<Scratch> =
             Threads::new(config.threads).map_err(|(index, error)| OpenError::Thread { index, error })?;

@@ -107,5 +107,6 @@ pub fn load_cublas(folders: &[PathBuf]) {
     let _ = folders;
 }
 
-/// A callback that receives the weights loaded so far and the weights in total, both as a count of numbers.
+/// A callback that receives the weights loaded so far and the weights in total, both as a count of numbers. While the files are hashed, before
+/// that, it receives 0 of 1 now and then.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);

@@ -233,8 +233,8 @@ fn a_proxy_shows_its_nodes_and_how_its_last_requests_ended() -> Result<()> {
     assert_eq!((&snapshot["role"], &snapshot["totals"]["finished"]), (&json!("proxy"), &json!(1)), "{line}");
     let shown: Vec<_> = snapshot["nodes"].as_array().context("no nodes")?.iter().collect();
     assert_eq!(shown.len(), 2);
-    for (node, fake) in shown.into_iter().zip(&nodes) {
-        assert_eq!(node["address"], *fake.address);
+    for fake in &nodes {
+        let node = shown.iter().find(|node| node["address"] == *fake.address).context("a node is missing")?;
         assert!(node["report"]["pool_pages"].is_u64(), "{node}");
     }
     assert_eq!(snapshot["requests"].as_array().map(Vec::len), Some(listed.len()));

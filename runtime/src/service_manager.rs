@@ -33,7 +33,8 @@ pub fn report_start(status: &str) {
 pub struct StartProgress(Mutex<StartPace>);
 
 impl StartProgress {
-    /// A part of a download has arrived, or a part of the model is loaded. May be called often.
+    /// A part of a download has arrived, the start waits for the download of another process, or a part of the model is read or loaded. May be
+    /// called often.
     pub fn made(&self) {
         let is_due = || self.0.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now());
         if Surroundings::has_service_manager() && is_due() {

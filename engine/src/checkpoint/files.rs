@@ -21,8 +21,8 @@ pub(super) fn open_gguf(path: &Path) -> Result<Gguf, OpenError> {
 }
 
 /// The sha256 of the file. If the file `<path>.sha256` exists, its first word must be the same checksum in hex.
-pub(super) fn fingerprint(path: &Path) -> Result<[u8; 32], OpenError> {
-    let actual = sha256(&[path.to_owned()]).map_err(|(path, error)| OpenError::Read { path, error })?;
+pub(super) fn fingerprint(path: &Path, read: &dyn Fn()) -> Result<[u8; 32], OpenError> {
+    let actual = sha256(&[path.to_owned()], read).map_err(|(path, error)| OpenError::Read { path, error })?;
     let checksum_file = PathBuf::from({
         let mut name = path.as_os_str().to_owned();
         name.push(".sha256");
@@ -48,20 +48,31 @@ pub(super) fn fingerprint(path: &Path) -> Result<[u8; 32], OpenError> {
     Ok(actual)
 }
 
-/// The sha256 of the concatenated files.
+/// Bytes between two calls of `read`.
+const READ_EVERY: u64 = 64 << 20;
+
+/// The sha256 of the concatenated files. Calls `read` now and then, because large files take minutes.
 ///
 /// # Errors
 /// The path of the file that cannot be read, and the error.
-pub(super) fn sha256(paths: &[PathBuf]) -> Result<[u8; 32], (PathBuf, std::io::Error)> {
+pub(super) fn sha256(paths: &[PathBuf], read: &dyn Fn()) -> Result<[u8; 32], (PathBuf, std::io::Error)> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
+    let mut since = 0;
     for path in paths {
         let failed = |error| (path.clone(), error);
         let mut file = File::open(path).map_err(failed)?;
         loop {
             match file.read(&mut buffer).map_err(failed)? {
                 0 => break,
-                count => hasher.update(&buffer[..count]),
+                count => {
+                    hasher.update(&buffer[..count]);
+                    since += count as u64;
+                }
+            }
+            if since >= READ_EVERY {
+                since = 0;
+                read();
             }
         }
     }

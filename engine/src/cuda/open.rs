@@ -33,7 +33,7 @@ impl CudaEngine {
         crate::model::check_limits(config)?;
         let device = CudaDevice::open(ordinal).map_err(cuda)?;
         fits::check_device(&device)?;
-        let checkpoint = Checkpoint::open(&config.model, config.load_format)?;
+        let checkpoint = Checkpoint::open(&config.model, config.load_format, progress)?;
         let stream = Stream::new(&device).map_err(cuda)?;
         let weights = load_weights(config, &device, &stream, &checkpoint, progress)?;
         let mut model = checkpoint.info().clone();

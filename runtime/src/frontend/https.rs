@@ -12,7 +12,7 @@ use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, Server, ServiceFactory, fn_service};
 use actix_web::rt::net::TcpStream;
-use rustls::{Error, InvalidMessage};
+use rustls::{AlertDescription, Error, InvalidMessage};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -168,9 +168,14 @@ fn explained(error: &io::Error) -> String {
             "the client speaks without TLS; give it the scheme https".to_owned()
         }
         Some(Error::AlertReceived(alert)) => {
-            format!(
-                "the client refuses the certificate in tls.cert_file ({alert:?}); give it the authority of the certificate"
-            )
+            let remedy = match alert {
+                AlertDescription::UnknownCA | AlertDescription::DecryptError => {
+                    "; give it the authority of the certificate"
+                }
+                AlertDescription::BadCertificate => "; it has to use a name or address that the certificate has",
+                _ => "",
+            };
+            format!("the client refuses the certificate in tls.cert_file ({alert:?}){remedy}")
         }
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
             "the client left, as one does that does not trust the certificate in tls.cert_file; give it the authority of the certificate"

@@ -169,8 +169,8 @@ impl RepoCache {
         Ok((selection, missing))
     }
 
-    /// Waits for the lock of a blob. `path` is the file in the repository.
-    pub(super) async fn lock(&self, etag: &str, path: &str) -> Result<BlobLock, HubError> {
+    /// Waits for the lock of a blob. `path` is the file in the repository. Calls `waits` again and again while it waits.
+    pub(super) async fn lock(&self, etag: &str, path: &str, waits: impl Fn()) -> Result<BlobLock, HubError> {
         fs::create_dir_all(&self.locks).map_err(HubError::cache("create", &self.locks))?;
         let lock = self.locks.join(format!("{etag}.lock"));
         let mut logged = Instant::now() - WAITING_EVERY;
@@ -191,6 +191,7 @@ impl RepoCache {
                 logged = Instant::now();
                 tracing::info!(file = path, "another process downloads the file; waiting for it");
             }
+            waits();
             sleep(LOCK_EVERY).await;
         }
     }

@@ -66,7 +66,7 @@ impl Download<'_> {
     /// Makes sure that the blob of the file exists. Waits while another process downloads it.
     pub(super) async fn run(&self, file: &RemoteFile) -> Result<(), HubError> {
         let blob = self.cache.blob(&file.etag);
-        let lock = self.cache.lock(&file.etag, &file.path).await?;
+        let lock = self.cache.lock(&file.etag, &file.path, || self.progress.waits()).await?;
         if has_blob(&blob, file.bytes) {
             self.progress.skip(file.bytes.unwrap_or(0));
             return Ok(());

@@ -54,6 +54,11 @@ impl Progress {
         }
     }
 
+    /// Another process downloads the file.
+    pub(super) fn waits(&self) {
+        self.service.made();
+    }
+
     /// Bytes are there without having been downloaded now.
     pub(super) fn skip(&self, bytes: u64) {
         self.before.set(self.before.get() + bytes);

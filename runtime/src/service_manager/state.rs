@@ -26,7 +26,7 @@ impl StartPace {
 /// What a look at the process shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceView {
-    /// Whether `/health` answers 200.
+    /// Whether `/health` answers 200; of a proxy, whether its port is open.
     pub is_ready: bool,
     /// Whether the process is going to end. A drain that `/admin/drain` began does not end it.
     pub is_ending: bool,
