@@ -132,7 +132,7 @@ fn one_process_has_a_lock() {
     let repo = place.repo();
     assert!(repo.hold().is_some());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let lock = runtime.block_on(repo.lock("aa", "config.json")).unwrap();
+    let lock = runtime.block_on(repo.lock("aa", "config.json", || ())).unwrap();
     assert!(repo.hold().is_none());
     assert_eq!(repo.incomplete("aa", &lock), repo.blob("aa.incomplete"));
     let unlocked = || repo.incomplete("aa", &BlobLock { file: None }).display().to_string();
