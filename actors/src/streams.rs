@@ -20,7 +20,7 @@ use crate::peer_metrics::{PeerMetrics, PrefillingPeer};
 use crate::request::{RequestError, RequestId, StreamEvent};
 
 use reader::Post;
-pub use reader::{EventSource, StreamReader};
+pub use reader::{AnswerEvents, StreamReader};
 
 /// vLLM's buckets for the time between two tokens, and finer ones below 25 ms.
 const INTER_TOKEN_SECONDS: &[f64] = &[

@@ -39,7 +39,7 @@ use ::actors::request::{
     AbortRequest, FinishReason, Generate, RequestError, RequestId, Route, StreamEvent, Timings,
 };
 use ::actors::routing::RoutingConfig;
-use ::actors::streams::{EventSource, StreamReader};
+use ::actors::streams::{AnswerEvents, StreamReader};
 use ::actors::transfer::state::PAGES_IN_FLIGHT;
 use connector::frame::Versions;
 use connector::loopback::{LoopbackError, LoopbackTransport};
@@ -227,11 +227,11 @@ fn prompt(request: u64, tokens: u32) -> Vec<u32> {
     (0..tokens).map(|n| (n * 17 + request as u32 * 5) % VOCABULARY).collect()
 }
 
-async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> EventSource {
+async fn ask(node: &Node, request: u64, tokens: u32, max_tokens: u32) -> AnswerEvents {
     send(node, generate(request, tokens, max_tokens)).await
 }
 
-async fn send(node: &Node, generate: Generate) -> EventSource {
+async fn send(node: &Node, generate: Generate) -> AnswerEvents {
     let source = StreamReader::start(&node.streams).open(generate.request, generate.max_tokens, ());
     node.generate().send(generate).await.expect("it is alive");
     source
@@ -255,7 +255,7 @@ fn generate(request: u64, tokens: u32, max_tokens: u32) -> Generate {
 }
 
 /// Reads all tokens and the end. The tokens must be the ones that the prompt leads to.
-async fn answer(mut source: EventSource, request: u64, prompt_tokens: u32) -> Result<Timings, RequestError> {
+async fn answer(mut source: AnswerEvents, request: u64, prompt_tokens: u32) -> Result<Timings, RequestError> {
     let mut tokens = prompt(request, prompt_tokens);
     loop {
         let event = tokio::time::timeout(PATIENCE, source.recv())

@@ -72,7 +72,7 @@ impl StreamReader {
         reader
     }
 
-    /// A reader without a task: events come only to [`EventSource::next_now`].
+    /// A reader without a task: events come only to [`AnswerEvents::next_now`].
     pub(super) fn new(streams: &Streams) -> Self {
         let local = Local {
             streams: streams.clone(),
@@ -90,11 +90,11 @@ impl StreamReader {
     }
 
     /// Opens the stream of `request`, which will produce at most `max_tokens` tokens and holds `permit` until it ends.
-    pub fn open(&self, request: RequestId, max_tokens: u32, permit: impl Admitted) -> EventSource {
+    pub fn open(&self, request: RequestId, max_tokens: u32, permit: impl Admitted) -> AnswerEvents {
         let waiting = Rc::<Waiting>::default();
         self.0.sources.borrow_mut().insert(request, Rc::clone(&waiting));
         self.0.streams.insert(request, Arc::clone(&self.0.post), max_tokens, permit);
-        EventSource { request, local: Rc::clone(&self.0), waiting }
+        AnswerEvents { request, local: Rc::clone(&self.0), waiting }
     }
 }
 
@@ -135,13 +135,13 @@ impl Drop for Local {
 }
 
 /// The events of one request. Dropping it removes the request from the table.
-pub struct EventSource {
+pub struct AnswerEvents {
     request: RequestId,
     local: Rc<Local>,
     waiting: Rc<Waiting>,
 }
 
-impl EventSource {
+impl AnswerEvents {
     /// Waits for the next event; `None` after the final one. The future may be dropped and created again.
     pub async fn recv(&mut self) -> Option<StreamEvent> {
         poll_fn(|context| {
@@ -174,7 +174,7 @@ impl EventSource {
     }
 }
 
-impl Drop for EventSource {
+impl Drop for AnswerEvents {
     fn drop(&mut self) {
         self.local.sources.borrow_mut().remove(&self.request);
         self.local.streams.close(self.request);

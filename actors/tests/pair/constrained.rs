@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use ::actors::grammar::GrammarSource;
 use ::actors::node::Node;
 use ::actors::request::{Generate, RequestError, RequestId, Route, StreamEvent};
-use ::actors::streams::{EventSource, StreamReader};
+use ::actors::streams::{AnswerEvents, StreamReader};
 
 use super::echo::{allowed_from, next_token};
 use super::modular::Modular;
 use super::{PATIENCE, answer, ask, pair, prompt};
 
-async fn ask_for(node: &Node, request: u64, tokens: u32, max_tokens: u32, grammar: Modular) -> EventSource {
+async fn ask_for(node: &Node, request: u64, tokens: u32, max_tokens: u32, grammar: Modular) -> AnswerEvents {
     let events = StreamReader::start(&node.streams).open(RequestId(request), max_tokens, ());
     let source = GrammarSource::Regex(format!("{grammar:?}"));
     let generate = Generate {
@@ -36,7 +36,7 @@ async fn ask_for(node: &Node, request: u64, tokens: u32, max_tokens: u32, gramma
 
 /// Reads all tokens of a constrained answer and its end. Returns the number of tokens.
 async fn constrained(
-    mut source: EventSource,
+    mut source: AnswerEvents,
     request: u64,
     prompt_tokens: u32,
 ) -> Result<usize, RequestError> {

@@ -7,7 +7,7 @@ use actors::finish::FinishRule;
 use actors::request::{
     AbortOutcome, AbortRequest, FinishReason, RequestError, RequestId, StreamEvent, Timings,
 };
-use actors::streams::{EventSource, StreamReader, Streams};
+use actors::streams::{AnswerEvents, StreamReader, Streams};
 use engine::{Logprobs, Token};
 use tokio::time::timeout_at;
 
@@ -19,7 +19,7 @@ use super::tokenizer::Detokenizer;
 /// dropped before the request has ended (the client has disconnected, or the frontend gave up), it sends [`AbortRequest`].
 pub(super) struct LiveRequest {
     request: RequestId,
-    source: EventSource,
+    source: AnswerEvents,
     abort: Recipient<AbortRequest>,
     ended: bool,
 }

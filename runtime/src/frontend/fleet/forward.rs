@@ -204,11 +204,7 @@ async fn answer(
     loop {
         let member = proxy.member(ticket.decode_on);
         let answer = match &member {
-            Some(member) => {
-                let prefiller = ticket.prefill_on.map(|prefiller| prefiller.to_string());
-                live.notes.attempt(&member.address, prefiller);
-                attempt(&live, http.uri().path(), member, &ticket, deadline, &bytes).await
-            }
+            Some(member) => attempt(&mut live, http.uri().path(), member, &ticket, deadline, &bytes).await,
             // The node has left the fleet a moment ago.
             None => Err(Failure::Unreachable),
         };
@@ -240,11 +236,7 @@ async fn answer(
         ticket = match (next, busy) {
             (Ok(next), _) => next,
             (Err(FleetRefusal::Busy { .. }), Some(answer)) => return Ok(pass_on(answer, live)),
-            (Err(refusal), _) => {
-                live.notes.outcome = "no_answer";
-                let refused = || ApiError::new(StatusCode::BAD_GATEWAY, KEY_REFUSED);
-                return Err(if key_refused { refused() } else { error(proxy, refusal) });
-            }
+            (Err(refusal), _) => return Err(unanswered(&mut live, refusal, key_refused)),
         };
         proxy.counts.retried.fetch_add(1, Ordering::Relaxed);
     }
@@ -265,15 +257,25 @@ fn outcome(answer: &Result<Answer, Failure>) -> AttemptOutcome {
 /// What clients and the log are told of a node with another API key.
 const KEY_REFUSED: &str = "the node refuses the proxy's API key; set the same request.api_key everywhere";
 
+/// The error of a request that no node answers. `key_refused`: a node did not take the proxy's key.
+fn unanswered(live: &mut Live, refusal: FleetRefusal, key_refused: bool) -> ApiError {
+    live.notes.outcome = "no_answer";
+    if key_refused {
+        return ApiError::new(StatusCode::BAD_GATEWAY, KEY_REFUSED);
+    }
+    error(&live.proxy, refusal)
+}
+
 /// Sends a request to a node, waits for the head of the answer, and counts how the node answered.
 async fn attempt(
-    live: &Live,
+    live: &mut Live,
     path: &str,
     member: &FleetMember,
     ticket: &FleetTicket,
     deadline: Instant,
     body: &Bytes,
 ) -> Result<Answer, Failure> {
+    live.notes.attempt(&member.address, ticket.prefill_on);
     let attempt = member.counts.attempt();
     let answer = send(live, path, member, ticket, deadline, body).await;
     let outcome = outcome(&answer);

@@ -64,7 +64,7 @@ struct NodeRow<'a> {
 pub(super) struct Reported {
     /// Its last report.
     #[serde(rename = "report", skip_serializing_if = "Option::is_none")]
-    pub(super) facts: Option<NodeFacts>,
+    pub(super) facts: Option<ShownReport>,
     /// Why the node is left out, or why there is no new report.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) fault: Option<String>,
@@ -72,7 +72,7 @@ pub(super) struct Reported {
 
 /// The parts of a node's report that the page shows.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct NodeFacts {
+pub(super) struct ShownReport {
     role: String,
     model: String,
     state: NodeState,
@@ -86,7 +86,7 @@ pub(super) struct NodeFacts {
     used_pages: u32,
 }
 
-impl NodeFacts {
+impl ShownReport {
     pub(super) fn of(report: &NodeReport) -> Self {
         let NodeReport { state, decodes, running, waiting, decoding, pool_pages, used_pages, .. } = *report;
         let (role, model, reason) = (report.role.clone(), report.model.clone(), report.reason.clone());

@@ -12,7 +12,7 @@ use connector::frame::Capabilities;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::client::NodeClient;
-use super::live::NodeFacts;
+use super::live::ShownReport;
 use super::{FleetMember, FleetProxy};
 use crate::frontend::node_report::{DecodeReport, NodeReport, NodeState};
 use crate::tls::NodesTls;
@@ -105,12 +105,12 @@ fn shortened(error: &str) -> String {
     error.chars().take(LOGGED_CHARACTERS).collect()
 }
 
-async fn ask(proxy: &FleetProxy, member: &FleetMember) -> Result<(NodeView, NodeFacts), String> {
+async fn ask(proxy: &FleetProxy, member: &FleetMember) -> Result<(NodeView, ShownReport), String> {
     let asked = timeout(UNKNOWN_AFTER, proxy.polls.get(&member.address, "/node", REPORT_BYTES_MAX)).await;
     let (body, from) = asked.map_err(|_| format!("GET /node has no answer after {UNKNOWN_AFTER:?}"))??;
     let report: NodeReport =
         serde_json::from_slice(&body).map_err(|error| format!("GET /node is no report: {error}"))?;
-    let facts = NodeFacts::of(&report);
+    let facts = ShownReport::of(&report);
     Ok((view(report, from.map(|from| from.ip()))?, facts))
 }
 

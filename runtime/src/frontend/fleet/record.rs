@@ -1,5 +1,6 @@
 //! The requests that a proxy has forwarded, for `GET /debug/requests` and the live page.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -104,8 +105,9 @@ impl ForwardNotes {
     }
 
     /// The request is sent to a node.
-    pub(super) fn attempt(&mut self, node: &Arc<str>, prefiller: Option<String>) {
-        (self.node, self.prefiller) = (Some(Arc::clone(node)), prefiller);
+    pub(super) fn attempt(&mut self, node: &Arc<str>, prefiller: Option<SocketAddr>) {
+        self.node = Some(Arc::clone(node));
+        self.prefiller = prefiller.map(|prefiller| prefiller.to_string());
         self.attempts += 1;
     }
 
