@@ -98,7 +98,7 @@ impl Checkpoint {
         Ok(Self { files, order: RowOrder::Halves, info, hashed, spec, tensors })
     }
 
-    /// The sha256 of the model's files. Reads all of them. Fails if a GGUF file has another checksum than its `.sha256` file.
+    /// The sha256 of the model's files. Reads all of them, and calls `read` now and then. Fails if a GGUF file has another checksum than its `.sha256` file.
     pub(crate) fn fingerprint(&self, read: &dyn Fn()) -> Result<[u8; 32], OpenError> {
         if let CheckpointFiles::Gguf(_) = self.files {
             return files::fingerprint(&self.info.path, read);

@@ -119,7 +119,7 @@ fn each_fault_of_a_gpu_is_named() {
     };
     check(four((2, 3)), "gpu links", Warning, "GPUs 2 → 3:", "nvidia-smi topo -m");
     check(four((3, 0)), "gpu links", Fault, "GPUs 3 → 0:", "nvidia-smi topo -m");
-    // Pages of a set size count against the free memory, whatever the share is.
+    // Pages of a set size count against the free memory, and not against the share.
     let with = |kv_bytes| gpu::judge(Ok(Some(&two_gpus())), GpuWish { kv_bytes, share: 0.1, ..WISH });
     check(with(100_000_000_000), "gpu memory", Fine, "149.0 GB of 150.0 GB are free", "");
     check(with(140_000_000_000), "gpu memory", Fault, "a start takes at least 158.1 GB", "engine.kv_bytes");

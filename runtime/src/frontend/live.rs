@@ -29,6 +29,8 @@ use super::page::PageText;
 use super::response::json;
 use crate::drain::{Drain, DrainStage};
 
+pub(super) use snapshot::SnapshotHead;
+
 /// Maximum number of streams of a process. A browser has one for each tab that shows the page.
 const STREAMS_MAX: usize = 8;
 

@@ -85,7 +85,7 @@ pub(super) fn drain_when_asked(shared: &SharedState, node: &Node) {
     });
 }
 
-/// When a process that a signal ends has ended at the latest, whatever fails meanwhile. A service manager kills it later than that.
+/// The latest time at which a process ends after a signal, also if something fails meanwhile. A service manager kills it later than that.
 pub(super) fn end_by(now: Instant, config: &Config) -> Instant {
     now + config.shutdown.delay + config.shutdown.drain + TEAR_DOWN_LIMIT
 }

@@ -57,7 +57,7 @@ pub(super) fn write(root: &Path, packages: &Path) -> Result<Vec<DebianPackage>> 
     Ok(unpacked)
 }
 
-/// Gives each file and folder the mode that it has in an image, whatever the umask of this process is and whoever runs it: all users read, none but
+/// Gives each file and folder its mode in an image, which does not depend on the umask and the user of this process: all users read, none but
 /// root writes, and the folders for temporary files are open.
 pub(super) fn set_modes(root: &Path) -> Result<()> {
     let cannot = |path: &Path| format!("cannot change the mode of {}", path.display());

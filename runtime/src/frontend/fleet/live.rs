@@ -1,7 +1,7 @@
 //! The live page of a proxy and its data: the nodes of the fleet, and the requests that were forwarded.
 
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
@@ -9,27 +9,16 @@ use serde::Serialize;
 use super::FleetProxy;
 use super::record::{ForwardedRequest, ForwardedRow};
 use crate::frontend::handlers::no_such_path;
-use crate::frontend::live::REQUESTS_MAX;
+use crate::frontend::live::{REQUESTS_MAX, SnapshotHead};
 use crate::frontend::node_report::{NodeReport, NodeState};
-use crate::frontend::recent::{self, EndedSince, time_of};
+use crate::frontend::recent::{self, EndedSince};
 use crate::frontend::response::json;
 
 /// The state of a proxy at one moment. Totals count from its start.
 #[derive(Serialize)]
 struct FleetSnapshot<'a> {
-    role: &'static str,
-    model: &'a str,
-    version: &'static str,
-    pid: u32,
-    uptime_s: f64,
-    /// The time of this process, as RFC 3339 says.
-    time: String,
-    /// The state as `/health` reports it.
-    state: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
-    /// Whether the model has a chat template.
-    chat: bool,
+    #[serde(flatten)]
+    head: SnapshotHead<'a>,
     nodes: Vec<NodeRow<'a>>,
     /// Nodes that take requests.
     ready: usize,
@@ -105,7 +94,7 @@ struct Totals {
 }
 
 /// The snapshot of this moment, as JSON.
-fn snapshot(proxy: &FleetProxy, uptime_s: f64, since: &EndedSince<ForwardedRequest>) -> String {
+fn snapshot(proxy: &FleetProxy, uptime: Duration, since: &EndedSince<ForwardedRequest>) -> String {
     let now = Instant::now();
     let members: Vec<_> = proxy.members().values().cloned().collect();
     let standings: Vec<_> = {
@@ -122,18 +111,9 @@ fn snapshot(proxy: &FleetProxy, uptime_s: f64, since: &EndedSince<ForwardedReque
         failed: member.failed.load(Ordering::Relaxed),
         reported: member.reported().clone(),
     });
-    let (state, reason) = proxy.word();
     let counts = &proxy.counts;
     json(&FleetSnapshot {
-        role: "proxy",
-        model: &proxy.model.name,
-        version: env!("CARGO_PKG_VERSION"),
-        pid: std::process::id(),
-        uptime_s,
-        time: time_of(SystemTime::now()),
-        state,
-        reason,
-        chat: proxy.model.template.is_some(),
+        head: SnapshotHead::new("proxy", &proxy.model, uptime, proxy.word()),
         nodes: nodes.collect(),
         ready: proxy.ready(),
         live: proxy.state().live(),
@@ -163,7 +143,7 @@ pub(super) async fn stream(proxy: web::Data<FleetProxy>, request: HttpRequest) -
     page.clone().respond(has_key, request, move || {
         let ended = proxy.recent.since(seen, REQUESTS_MAX);
         seen = ended.added;
-        snapshot(&proxy, page.uptime().as_millis() as f64 / 1e3, &ended)
+        snapshot(&proxy, page.uptime(), &ended)
     })
 }
 

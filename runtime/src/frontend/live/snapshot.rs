@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::super::observed::EndedTotals;
 use super::super::recent::{EndedSince, RecentRequest, Row, time_of};
-use super::super::{Frontend, Health};
+use super::super::{Frontend, Health, ServedModel};
 
 /// What a snapshot shows beside the parts of a [`Frontend`].
 pub(super) struct LiveFacts<'a> {
@@ -20,9 +20,9 @@ pub(super) struct LiveFacts<'a> {
     pub(super) uptime: Duration,
 }
 
-/// The state of a process at one moment. Totals count from its start.
+/// What the snapshots of all processes begin with.
 #[derive(Serialize)]
-pub(super) struct LiveSnapshot<'a> {
+pub(in crate::frontend) struct SnapshotHead<'a> {
     role: &'static str,
     model: &'a str,
     version: &'static str,
@@ -37,6 +37,35 @@ pub(super) struct LiveSnapshot<'a> {
     reason: Option<&'a str>,
     /// Whether the model has a chat template.
     chat: bool,
+}
+
+impl<'a> SnapshotHead<'a> {
+    /// The head of this moment. The state has a word and a reason.
+    pub(in crate::frontend) fn new(
+        role: &'static str,
+        model: &'a ServedModel,
+        uptime: Duration,
+        (state, reason): (&'static str, Option<&'a str>),
+    ) -> Self {
+        Self {
+            role,
+            model: &model.name,
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            uptime_s: uptime.as_millis() as f64 / 1e3,
+            time: time_of(SystemTime::now()),
+            state,
+            reason,
+            chat: model.template.is_some(),
+        }
+    }
+}
+
+/// The state of a process at one moment. Totals count from its start.
+#[derive(Serialize)]
+pub(super) struct LiveSnapshot<'a> {
+    #[serde(flatten)]
+    head: SnapshotHead<'a>,
     peers: Vec<PeerReport>,
     /// Prompts of peers that wait, are computed or are handed over here.
     prefills: u64,
@@ -102,19 +131,10 @@ impl<'a> LiveSnapshot<'a> {
     ) -> Self {
         let LiveFacts { counters, peers, ring_pages, uptime } = facts;
         let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
-        let (state, reason) = health.word();
         let EndedTotals { finished, failed, turned_away, prompt_tokens } = frontend.observed.totals();
         let admission = &frontend.admission;
         Self {
-            role: health.role,
-            model: &frontend.model.name,
-            version: env!("CARGO_PKG_VERSION"),
-            pid: std::process::id(),
-            uptime_s: uptime.as_millis() as f64 / 1e3,
-            time: time_of(SystemTime::now()),
-            state,
-            reason,
-            chat: frontend.model.template.is_some(),
+            head: SnapshotHead::new(health.role, &frontend.model, uptime, health.word()),
             peers,
             prefills: load(counters.prefills_live()),
             pages: PagePool {
