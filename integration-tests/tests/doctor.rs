@@ -2,10 +2,11 @@
 //! only facts can stage, such as a GPU without peer access.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
@@ -270,16 +271,31 @@ fn a_namespace_without_loopback_is_named() -> Result<()> {
     has(&report, "loopback", FAULT, &["127.0.0.1 does not answer", "ip link set lo up"])
 }
 
-/// A listener that sends these bytes to each connection, and then reads until its end.
+/// A listener that sends these bytes to each connection at once, and then reads until its end.
 fn listener_that_sends(bytes: Vec<u8>) -> Result<String> {
+    listener(move |stream| stream.write_all(&bytes))
+}
+
+/// A listener that sends these bytes to each connection after the first bytes of a request, and then reads until its
+/// end. An HTTP client refuses an answer that comes before its request.
+fn listener_that_answers(bytes: Vec<u8>) -> Result<String> {
+    listener(move |stream| {
+        let _ = stream.read(&mut [0; 4096])?;
+        stream.write_all(&bytes)
+    })
+}
+
+/// A listener that does this with each connection, and then reads until its end.
+fn listener(begin: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'static) -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?.to_string();
+    let begin = Arc::new(begin);
     thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
-            let bytes = bytes.clone();
+            let begin = begin.clone();
             thread::spawn(move || {
-                let _ = stream.write_all(&bytes);
+                let _ = begin(&mut stream);
                 let _ = stream.read_to_end(&mut Vec::new());
             });
         }
@@ -368,7 +384,7 @@ fn faults_of_etcd_are_named() -> Result<()> {
         "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{message}",
         message.len()
     );
-    let closed = listener_that_sends(answer.into_bytes())?;
+    let closed = listener_that_answers(answer.into_bytes())?;
     has(
         &with(&format!("http://{closed}"), &[])?,
         "etcd",
