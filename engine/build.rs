@@ -68,6 +68,10 @@ mod cuda {
     const INCLUDES: [&str; 5] =
         ["cccl/libcudacxx/include", "cccl/cub", "cccl/thrust", "include", "cutlass/include"];
 
+    /// The name that stands for the folder of the headers in messages of FlashInfer, so that the program does not name a folder of
+    /// the machine that built it.
+    const HEADERS_NAME: &str = "flashinfer";
+
     /// Compilers that run in parallel. Each takes up to a gigabyte of memory.
     const COMPILERS: usize = 2;
 
@@ -184,6 +188,8 @@ mod cuda {
             .args(FLAGS)
             .args(unit.flags)
             .args(INCLUDES.iter().map(|include| format!("-I{}", tools.headers.join(include).display())))
+            .arg("-Xcompiler")
+            .arg(format!("-fmacro-prefix-map={}={HEADERS_NAME}", tools.headers.display()))
             .arg("-c")
             .arg(&source)
             .arg("-o")
@@ -209,6 +215,7 @@ mod cuda {
             hasher.update(bytes);
         };
         add(version.as_bytes());
+        add(HEADERS_NAME.as_bytes());
         FLAGS.iter().chain(unit.flags).chain(&INCLUDES).for_each(|flag| add(flag.as_bytes()));
         for file in unit.headers.iter().chain([&unit.source]) {
             let path = kernels.join(file);

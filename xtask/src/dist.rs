@@ -164,7 +164,9 @@ pub(crate) fn stage(contents: &Contents, folder: &Path) -> Result<()> {
         match source {
             ArchiveEntry::Program(from) => {
                 strip(from, &to)?;
-                require_anonymous(&to, &place::root())?;
+                for folder in [place::root(), place::cache()?] {
+                    require_anonymous(&to, &folder)?;
+                }
             }
             ArchiveEntry::File(from) => copy(from, &to)?,
             ArchiveEntry::Link(name) => {

@@ -114,7 +114,7 @@ impl TlsFileError {
 const CERTIFICATES: &str = "a PEM file with certificates (BEGIN CERTIFICATE)";
 
 /// What a file of authorities should be.
-const AUTHORITIES: &str = "a PEM file with the certificates of authorities (basicConstraints CA:TRUE), or with one that signs itself";
+const AUTHORITIES: &str = "a PEM file with certificates of authorities (X.509 version 3 with basicConstraints CA:TRUE), or with one of version 3 that signs itself";
 
 /// What a file of a key should be.
 const KEY: &str = "a PEM file with an unencrypted private key (BEGIN PRIVATE KEY)";

@@ -80,8 +80,9 @@ impl NodeClient {
     /// The client that keeps connections. New authorities get a new one, because a kept connection may be to a node that they do not sign. The
     /// connections of the old one end with their requests.
     fn kept(&self) -> Client<NodeConnector, Full<Bytes>> {
-        let renewals = self.tls.as_ref().map_or(0, NodesTls::renewals);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // Read under the lock: an older count would replace the newest client.
+        let renewals = self.tls.as_ref().map_or(0, NodesTls::renewals);
         if kept.renewals != renewals {
             *kept = KeptConnections { client: keeping(NodeConnector::new(self.tls.clone())), renewals };
         }
