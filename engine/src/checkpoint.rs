@@ -3,6 +3,7 @@
 //! The files store the rows of queries and keys in different orders ([`RowOrder`]). This module returns adjacent pairs for
 //! all files, so there is one RoPE implementation and one order in KV pages.
 
+mod digests;
 mod files;
 mod folder;
 mod header;
@@ -10,13 +11,15 @@ mod header;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use crate::Progress;
 use crate::error::OpenError;
 use crate::families::{self, RowOrder};
 use crate::gguf::{Gguf, TensorType};
 use crate::model::spec::ModelSpec;
 use crate::model::tensors::TensorRow;
-use crate::model::{LoadFormat, ModelInfo};
+use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::safetensors::Safetensors;
 
 /// An open checkpoint.
@@ -42,9 +45,9 @@ enum CheckpointFiles {
 impl Checkpoint {
     /// Opens a GGUF file, or a folder with `config.json` and, unless the weights are random, safetensors. Checks that the model
     /// is supported.
-    pub(crate) fn open(path: &Path, format: LoadFormat, progress: Progress<'_>) -> Result<Self, OpenError> {
-        let mut checkpoint = Self::open_headers(path, format)?;
-        checkpoint.info.fingerprint = checkpoint.fingerprint(&|| progress(0, 1))?;
+    pub(crate) fn open(config: &EngineConfig, progress: Progress<'_>) -> Result<Self, OpenError> {
+        let mut checkpoint = Self::open_headers(&config.model, config.load_format)?;
+        checkpoint.info.fingerprint = checkpoint.fingerprint(config.digests.as_deref(), &|| progress(0, 1))?;
         Ok(checkpoint)
     }
 
@@ -98,12 +101,19 @@ impl Checkpoint {
         Ok(Self { files, order: RowOrder::Halves, info, hashed, spec, tensors })
     }
 
-    /// The sha256 of the model's files. Reads all of them, and calls `read` now and then. Fails if a GGUF file has another checksum than its `.sha256` file.
-    pub(crate) fn fingerprint(&self, read: &dyn Fn()) -> Result<[u8; 32], OpenError> {
+    /// The SHA-256 of the model's only file, or of the digests of its files. Reads those whose digests `store` does not have, and calls `read` now and
+    /// then. Fails if a GGUF file has another checksum than its `.sha256` file.
+    pub(crate) fn fingerprint(
+        &self,
+        store: Option<&Path>,
+        read: &(dyn Fn() + Sync),
+    ) -> Result<[u8; 32], OpenError> {
+        let digests = digests::of_files(&self.hashed, store, read);
+        let digests = digests.map_err(|(path, error)| OpenError::Read { path, error })?;
         if let CheckpointFiles::Gguf(_) = self.files {
-            return files::fingerprint(&self.info.path, read);
+            files::compare_checksum(&self.info.path, &digests[0])?;
         }
-        files::sha256(&self.hashed, read).map_err(|(path, error)| OpenError::Read { path, error })
+        Ok(if let [only] = digests[..] { only } else { Sha256::digest(digests.concat()).into() })
     }
 
     /// The files that the fingerprint covers.
@@ -236,7 +246,7 @@ mod tests {
     fn a_gpu_refuses_sizes_that_only_the_cpu_computes() {
         let check = |hidden, feed, expect: Result<(), &str>| {
             let (file, _) = Tiny { kind: 0, hidden, feed, ..Tiny::USUAL }.file();
-            let spec = Checkpoint::open(file.path(), LoadFormat::Auto, &|_, _| ()).unwrap().spec;
+            let spec = Checkpoint::open_headers(file.path(), LoadFormat::Auto).unwrap().spec;
             match (spec.check_multiples(32), expect) {
                 (Ok(()), Ok(())) => {}
                 (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
@@ -253,7 +263,7 @@ mod tests {
     fn the_shapes_of_published_models_have_their_parameters() {
         let check = |name: &str, parameters: u64| {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models").join(name);
-            let checkpoint = Checkpoint::open(&path, LoadFormat::Dummy { seed: 0 }, &|_, _| ()).unwrap();
+            let checkpoint = Checkpoint::open_headers(&path, LoadFormat::Dummy { seed: 0 }).unwrap();
             assert_eq!(checkpoint.info().parameters, parameters, "{name}");
         };
         check("llama-3.1-8b", 8_030_261_248);

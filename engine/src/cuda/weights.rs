@@ -1,7 +1,9 @@
 //! The weights on the device in bf16. Matrices with the same input are stacked, so one GEMM computes them all.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 
 use half::bf16;
 
@@ -21,6 +23,9 @@ use crate::model::tensors::TensorRow;
 
 /// Half the width of the uniform distribution of random weights. Its standard deviation is 0.02.
 const RANDOM_SCALE: f32 = 0.034_641_016;
+
+/// Most threads that convert weights. Each has one stack in host memory.
+const CONVERTERS_MAX: usize = 16;
 
 /// One transformer layer. Matrices are `[outputs][inputs]`.
 pub(super) struct Layer {
@@ -67,16 +72,34 @@ impl Weights {
         checkpoint: &Checkpoint,
         progress: Progress<'_>,
     ) -> std::result::Result<Self, OpenError> {
+        let stacks: Vec<Stack<'_>> = stacks(checkpoint).collect();
         let (total, mut done) = (checkpoint.info().parameters, 0);
-        Self::of(checkpoint, |stack| {
-            let mut numbers: Vec<bf16> = Vec::new();
-            for row in stack {
-                numbers.extend(halves(checkpoint.require(row)?, &checkpoint.read(row)?));
+        let (next, mut made) = (AtomicUsize::new(0), Made::new());
+        let converters = thread::available_parallelism().map_or(1, usize::from).min(CONVERTERS_MAX);
+        thread::scope(|scope| {
+            // A converter waits until its stack is taken, so each has one stack in host memory.
+            let (sender, converted) = mpsc::sync_channel(0);
+            for _ in 0..converters {
+                let (sender, stacks, next) = (sender.clone(), &stacks, &next);
+                scope.spawn(move || {
+                    while let Some(stack) = stacks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        // After an error, nobody takes it.
+                        if sender.send((*stack, numbers(checkpoint, stack))).is_err() {
+                            return;
+                        }
+                    }
+                });
             }
-            done += numbers.len() as u64;
-            progress(done, total);
-            Buffer::of(device, &numbers).map_err(OpenError::Cuda)
-        })
+            drop(sender);
+            for (stack, numbers) in converted {
+                let numbers = numbers?;
+                made.insert(name(stack), Buffer::of(device, &numbers).map_err(OpenError::Cuda)?);
+                done += numbers.len() as u64;
+                progress(done, total);
+            }
+            Ok(())
+        })?;
+        Ok(Self::of(checkpoint, made))
     }
 
     /// Random weights for the sizes of a checkpoint, a pure function of `seed`. Stack n of the tensor table is filled by
@@ -87,42 +110,64 @@ impl Weights {
         checkpoint: &Checkpoint,
         seed: u64,
     ) -> Result<Self> {
-        let mut next = seed;
-        let weights = Self::of(checkpoint, |stack| {
+        let (mut next, mut made) = (seed, Made::new());
+        for stack in stacks(checkpoint) {
             let count = stack.iter().map(TensorRow::elements).sum();
-            if stack[0].is_norm() {
-                return Buffer::of(device, &vec![bf16::ONE; count]);
-            }
-            let buffer = Buffer::new(device, count * size_of::<bf16>())?;
-            // SAFETY: the buffer has `count` numbers, as checked. It is not freed before the wait below.
-            unsafe { fill(buffer.numbers(0, count), count, next, stream)? };
-            next += 1;
-            Ok(buffer)
-        })?;
+            let buffer = if stack[0].is_norm() {
+                Buffer::of(device, &vec![bf16::ONE; count])?
+            } else {
+                let buffer = Buffer::new(device, count * size_of::<bf16>())?;
+                // SAFETY: the buffer has `count` numbers, as checked. It is not freed before the wait below.
+                unsafe { fill(buffer.numbers(0, count), count, next, stream)? };
+                next += 1;
+                buffer
+            };
+            made.insert(name(stack), buffer);
+        }
         stream.wait()?;
-        Ok(weights)
+        Ok(Self::of(checkpoint, made))
     }
 
-    /// Makes every stack of the tensor table with `make`, in the table's order.
-    fn of<E>(
-        checkpoint: &Checkpoint,
-        mut make: impl FnMut(&[TensorRow]) -> std::result::Result<Buffer, E>,
-    ) -> std::result::Result<Self, E> {
-        let mut made = HashMap::new();
-        for stack in checkpoint.tensors.chunk_by(|a, b| (a.layer, a.stack) == (b.layer, b.stack)) {
-            made.insert((stack[0].layer, stack[0].stack), make(stack)?);
-        }
+    /// The weights of a checkpoint from all its stacks.
+    fn of(checkpoint: &Checkpoint, mut made: Made) -> Self {
         let mut given = |layer, role| made.remove(&(layer, role));
         let layers = 0..checkpoint.spec.layers;
         let layers = layers.map(|layer| Layer::of(|role| given(Some(layer), role))).collect();
         let mut outside = |role| given(None, role);
-        Ok(Self {
+        Self {
             layers,
             embedding: outside(Embedding).expect(COMPLETE),
             norm: outside(FinalNorm).expect(COMPLETE),
             output: outside(Output),
-        })
+        }
     }
+}
+
+/// Tensors that are one after the other in one buffer.
+type Stack<'a> = &'a [TensorRow];
+
+/// A layer, or none, and a role in it: the name of a stack.
+type StackName = (Option<usize>, TensorRole);
+
+/// Stacks on the device.
+type Made = HashMap<StackName, Buffer>;
+
+/// The stacks of a model, in the order of its tensor table.
+fn stacks(checkpoint: &Checkpoint) -> impl Iterator<Item = Stack<'_>> {
+    checkpoint.tensors.chunk_by(|a, b| (a.layer, a.stack) == (b.layer, b.stack))
+}
+
+fn name(stack: Stack<'_>) -> StackName {
+    (stack[0].layer, stack[0].stack)
+}
+
+/// The numbers of a stack, rounded to bf16.
+fn numbers(checkpoint: &Checkpoint, stack: Stack<'_>) -> std::result::Result<Vec<bf16>, OpenError> {
+    let mut numbers = Vec::with_capacity(stack.iter().map(TensorRow::elements).sum());
+    for row in stack {
+        extend(&mut numbers, checkpoint.require(row)?, &checkpoint.read(row)?);
+    }
+    Ok(numbers)
 }
 
 /// Why a stack that every model has exists.
@@ -155,10 +200,12 @@ pub(super) unsafe fn fill(out: *mut bf16, count: usize, seed: u64, stream: &Stre
     unsafe { launch("baton_fill", baton_fill, &arguments, stream) }
 }
 
-/// The numbers of a tensor, rounded to bf16.
-fn halves(kind: TensorType, bytes: &[u8]) -> Vec<bf16> {
+/// Adds the numbers of a tensor, rounded to bf16.
+fn extend(numbers: &mut Vec<bf16>, kind: TensorType, bytes: &[u8]) {
     match kind {
-        TensorType::BF16 => bytes.as_chunks().0.iter().map(|pair| bf16::from_le_bytes(*pair)).collect(),
-        kind => floats(kind, bytes).into_iter().map(bf16::from_f32).collect(),
+        TensorType::BF16 => {
+            numbers.extend(bytes.as_chunks().0.iter().map(|pair| bf16::from_le_bytes(*pair)));
+        }
+        kind => numbers.extend(floats(kind, bytes).into_iter().map(bf16::from_f32)),
     }
 }
