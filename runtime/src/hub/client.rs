@@ -251,7 +251,7 @@ impl HubClient {
             Some((_, client)) => timeout(self.patience, client.request(request)).await,
             None => timeout(self.patience, self.direct.request(request)).await,
         };
-        sent.map_err(|_| broken(self.silence()))?.map_err(|error| broken(with_causes(&error)))
+        sent.map_err(|_| broken(self.silence()))?.map_err(|error| broken(explained(with_causes(&error))))
     }
 
     /// The reason of a wait that has ended without anything.
@@ -339,6 +339,14 @@ impl Failure {
             Self::Status(refused) => format!("answered {}", refused.status),
         }
     }
+}
+
+/// The reason of a failed connection, with what to do if a proxy or a private hub has a certificate of an authority that this machine does not know.
+fn explained(reason: String) -> String {
+    if !reason.contains("UnknownIssuer") {
+        return reason;
+    }
+    format!("{reason} (this machine does not know the authority of its certificate; set SSL_CERT_FILE to a PEM file that has it)")
 }
 
 /// Refuses what is no URL of a hub, and a URL with secrets, because errors show it.
