@@ -67,10 +67,11 @@ fn main() -> Result<()> {
         model,
         threads: std::thread::available_parallelism()?.get(),
         kv_bytes: 64 << 20,
-        page_tokens: 16,
+        page_tokens: Some(16),
         step_tokens: 512,
         device: ComputeDevice::Cpu,
         load_format: LoadFormat::Auto,
+        digests: None,
     })?;
     println!("model: {}", engine.model().name);
 

@@ -16,7 +16,7 @@ mod links;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use connector::frame::{Answer, Challenge, Frame, Hello, Versions};
+use connector::frame::{Answer, Challenge, Frame, Hello};
 use connector::wire::{self, FRAME_BYTES_MAX, WireError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -70,30 +70,8 @@ pub(crate) fn violation(what: &str) -> ! {
 }
 
 fn decode<T: Serialize + DeserializeOwned>(target: &'static str, input: &[u8], line: &mut Line) {
-    decode_with(target, input, line, wire::decode::<T>, wire::encode);
-}
-
-/// Decodes a frame of the oldest version that this build supports.
-fn decode_oldest(input: &[u8], line: &mut Line) {
-    let oldest = Versions::OURS.lowest;
-    decode_with(
-        "oldest Frame",
-        input,
-        line,
-        |bytes| Frame::decode(bytes, oldest),
-        |frame| frame.encode(oldest),
-    );
-}
-
-fn decode_with<T>(
-    target: &'static str,
-    input: &[u8],
-    line: &mut Line,
-    decode: impl Fn(&[u8]) -> Result<T, WireError>,
-    encode: impl Fn(&T) -> Result<Vec<u8>, WireError>,
-) {
     feed(target, input);
-    let (result, cost) = allocated(|| decode(input));
+    let (result, cost) = allocated(|| wire::decode::<T>(input));
     line.inputs += 1;
     line.cost(cost);
     if cost.largest > 2 * input.len() + VALUE_BYTES_SLACK || cost.total > 4 * input.len() + VALUE_BYTES_SLACK
@@ -102,7 +80,7 @@ fn decode_with<T>(
     }
     if let Ok(value) = result {
         line.decoded += 1;
-        match encode(&value) {
+        match wire::encode(&value) {
             Ok(bytes) if bytes == input => {}
             other => violation(&format!("the decoded value encodes to {other:02x?}")),
         }
@@ -122,7 +100,7 @@ fn input(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-fn decode_for(turn: Duration, random: &mut Random, lines: &mut [Line; 5]) {
+fn decode_for(turn: Duration, random: &mut Random, lines: &mut [Line; 4]) {
     let end = Instant::now() + turn;
     while Instant::now() < end {
         let inputs: Vec<Vec<u8>> = (0..64).map(|_| input(random)).collect();
@@ -135,7 +113,6 @@ fn decode_for(turn: Duration, random: &mut Random, lines: &mut [Line; 5]) {
         each(1, |input, line| decode::<Hello>("Hello", input, line));
         each(2, |input, line| decode::<Answer>("Answer", input, line));
         each(3, |input, line| decode::<Frame>("Frame", input, line));
-        each(4, decode_oldest);
     }
 }
 
@@ -148,7 +125,7 @@ fn main() {
     let (minutes, seed) = (option("--minutes", 1), option("--seed", 1));
     std::panic::set_hook(Box::new(|panic| violation(&panic.to_string())));
     let mut random = Random::new(seed);
-    let mut lines: [Line; 5] = Default::default();
+    let mut lines: [Line; 4] = Default::default();
     let mut links: [Line; 2] = Default::default();
     let end = Instant::now() + Duration::from_secs(60 * minutes);
     while Instant::now() < end {
@@ -160,7 +137,7 @@ fn main() {
         "{:<14} {:>12} {:>10} {:>12} {:>16} {:>16} {:>14}",
         "", "inputs", "inputs/s", "decoded", "largest bytes", "total bytes", "peak bytes"
     );
-    let names = ["Challenge", "Hello", "Answer", "Frame", "oldest Frame", "link accepts", "link dials"];
+    let names = ["Challenge", "Hello", "Answer", "Frame", "link accepts", "link dials"];
     for (name, line) in names.iter().zip(lines.iter().chain(&links)) {
         println!(
             "{name:<14} {:>12} {:>10.0} {:>12} {:>16} {:>16} {:>14}",

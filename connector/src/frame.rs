@@ -4,8 +4,8 @@
 //! [`Answer`]. After a [`Welcome`] each side sends [`Frame`]s. Integers have a fixed width. KV bytes do not travel over the link.
 //!
 //! Challenge and Hello begin with [`Versions`], whose encoding never changes. The two sides use the highest version that both
-//! support. A change of any type here makes a new version. A build supports two versions, the newest one and the one before it, so that
-//! processes can be upgraded one after the other. `frame/versions.rs` has the differences. The tests keep the golden bytes of both.
+//! support. A change of any type here makes a new version. `frame/versions.rs` has the versions that this build supports. The tests keep their
+//! golden bytes.
 
 mod prefill;
 mod versions;
@@ -22,7 +22,7 @@ pub use prefill::{
     FirstToken, GRAMMAR_BYTES_MAX, GRAMMARS_MAX, GrammarKind, LOGIT_BIAS_MAX, PROMPT_LOGPROBS_MAX,
     PROMPT_TOKENS_MAX, PageOwner, PrefillFault, TokenLogprobs, TraceContext,
 };
-pub use versions::{LANE_CONNECTED, Versions};
+pub use versions::Versions;
 
 /// The work that a process does for its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -317,7 +317,7 @@ pub enum Frame {
     },
     /// Sender → receiver: the lane is measured and may be used for requests.
     LinkProbed {
-        /// The transports and devices of the lane, for the log. Builds of version 11 report at most eight.
+        /// The transports and devices of the lane, for the log.
         #[serde(deserialize_with = "wire::text")]
         lane: String,
         /// Bytes that were measured.

@@ -350,7 +350,7 @@ impl Link {
     /// ```
     pub fn split(self) -> (FrameWriter, FrameReader) {
         let (sink, stream) = self.socket.split();
-        (FrameWriter { sink, version: self.version }, FrameReader { stream, version: self.version })
+        (FrameWriter { sink }, FrameReader { stream })
     }
 
     async fn send<T: Serialize>(&mut self, value: &T) -> Result<(), LinkError> {
@@ -389,7 +389,6 @@ fn prepare(tcp: &TcpStream) -> io::Result<()> {
 /// The incoming direction of a session.
 pub struct FrameReader {
     stream: SplitStream<Socket>,
-    version: u32,
 }
 
 impl FrameReader {
@@ -400,7 +399,7 @@ impl FrameReader {
     pub async fn next(&mut self) -> Result<Frame, LinkError> {
         loop {
             let bytes = timeout(SILENCE, self.stream.next()).await.map_err(|_| LinkError::Silent(SILENCE))?;
-            match Frame::decode(&bytes.ok_or(LinkError::Closed)??, self.version)? {
+            match wire::decode(&bytes.ok_or(LinkError::Closed)??)? {
                 Frame::Heartbeat => {}
                 Frame::Goodbye => return Err(LinkError::Goodbye),
                 frame => return Ok(frame),
@@ -412,7 +411,6 @@ impl FrameReader {
 /// The outgoing direction of a session.
 pub struct FrameWriter {
     sink: SplitSink<Socket, Bytes>,
-    version: u32,
 }
 
 impl FrameWriter {
@@ -442,7 +440,7 @@ impl FrameWriter {
     }
 
     async fn feed(&mut self, frame: &Frame) -> Result<(), LinkError> {
-        let bytes = Bytes::from(frame.encode(self.version)?);
+        let bytes = Bytes::from(wire::encode(frame)?);
         timeout(SILENCE, self.sink.feed(bytes)).await.map_err(|_| LinkError::Silent(SILENCE))??;
         Ok(())
     }

@@ -22,10 +22,11 @@ fn main() -> Result<()> {
         model: argument(1)?.into(),
         threads,
         kv_bytes: 512 << 20,
-        page_tokens: 16,
+        page_tokens: Some(16),
         step_tokens: chunk_tokens as u32,
         device: engine::ComputeDevice::Cpu,
         load_format: engine::LoadFormat::Auto,
+        digests: None,
     };
     let mut engine = engine::open(&config)?;
     println!("load {:.2?}", begin.elapsed());

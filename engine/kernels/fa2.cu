@@ -54,6 +54,7 @@ struct Fa2Run {
   int32_t* last_page_tokens;
   __nv_bfloat16* out;
   int64_t page_stride;
+  int64_t head_stride;
   uint32_t pieces;
   uint32_t rows;
   uint32_t page_tokens;
@@ -61,10 +62,11 @@ struct Fa2Run {
   uint32_t kv_heads;
   float scale;
 };
-static_assert(sizeof(Fa2Run) == 160);
+static_assert(sizeof(Fa2Run) == 168);
 
 // Row r attends to the keys and values of sequence r. One thread block computes one split-KV piece, for each KV head.
-// - `k_pool` and `v_pool` point to the layer's keys and values in page 0. `page_stride` is in elements.
+// - `k_pool` and `v_pool` point to the layer's keys and values of KV head 0 in page 0. The strides, from a page to the next one
+//   and from a KV head to the next one, are in elements.
 // - The launch has `pieces` blocks. Block b computes piece `piece_places[b]` of row `piece_rows[b]`; this row's pieces have
 //   `piece_lengths[b]` tokens. If `piece_flags[b]` is false the block does nothing, but its length must still be positive.
 // - `row_pieces[r]` is the number of pieces before those of row r.
@@ -76,7 +78,7 @@ extern "C" int JOIN(baton_fa2_run_, BATON_HEAD_DIM)(const Fa2Run* arguments, cud
   // FlashInfer stores the stride in 32 bits.
   if (of.page_stride < 0 || of.page_stride > UINT32_MAX || of.heads > TILE * of.kv_heads) return cudaErrorInvalidValue;
   return guarded([&] {
-    const int64_t strides[3] = {of.page_stride, int64_t{of.kv_heads} * HEAD_DIM, HEAD_DIM};
+    const int64_t strides[3] = {of.page_stride, HEAD_DIM, of.head_stride};
     flashinfer::paged_kv_t<Element, int32_t> pages(of.kv_heads, of.page_tokens, HEAD_DIM, of.rows, flashinfer::QKVLayout::kNHD,
                                                    of.k_pool, of.v_pool, strides, of.kv_pages, of.page_starts,
                                                    of.last_page_tokens);

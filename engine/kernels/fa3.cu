@@ -72,13 +72,14 @@ struct Fa3Run {
   int32_t* kv_pages;
   __nv_bfloat16* out;
   int64_t page_stride;
+  int64_t head_stride;
   int64_t rows;
   int32_t page_tokens;
   int32_t heads;
   int32_t kv_heads;
   float scale;
 };
-static_assert(sizeof(Fa3Run) == 88);
+static_assert(sizeof(Fa3Run) == 96);
 
 // Assigns the step's query tiles to multiprocessors, once per step for all layers. Copies the schedule from `host_pinned` to
 // `int_workspace` on the stream, so no other plan may use the two before that copy has finished. `host_plan` has 32 words.
@@ -98,7 +99,7 @@ extern "C" int JOIN(baton_fa3_plan_, BATON_HEAD_DIM)(const Fa3Plan* arguments, c
 }
 
 // Every query row attends to the keys and values of its sequence, up to its own position. `k_pool` and `v_pool` point to the
-// layer's keys and values in page 0. Strides are in elements.
+// layer's keys and values of KV head 0 in page 0. Strides are in elements.
 extern "C" int JOIN(baton_fa3_run_, BATON_HEAD_DIM)(const Fa3Run* arguments, cudaStream_t stream) {
   const Fa3Run& of = *arguments;
   return guarded([&] {
@@ -111,8 +112,8 @@ extern "C" int JOIN(baton_fa3_run_, BATON_HEAD_DIM)(const Fa3Run* arguments, cud
     params.o_ptr = reinterpret_cast<Element*>(of.out);
 
     params.q_stride_n = params.o_stride_n = int64_t{of.heads} * HEAD_DIM;
-    params.k_stride_n = params.v_stride_n = int64_t{of.kv_heads} * HEAD_DIM;
-    params.q_stride_h = params.o_stride_h = params.k_stride_h = params.v_stride_h = HEAD_DIM;
+    params.k_stride_n = params.v_stride_n = params.q_stride_h = params.o_stride_h = HEAD_DIM;
+    params.k_stride_h = params.v_stride_h = of.head_stride;
     params.k_page_stride = params.v_page_stride = of.page_stride;
 
     params.nnz_qo = of.rows;

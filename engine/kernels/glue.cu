@@ -143,9 +143,9 @@ template <typename Product>
 __global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* head_norms, bf16* q_out, bf16* pool,
                             const int32_t* positions, const int64_t* places, const float* inverse_frequencies, int heads,
                             int kv_heads, int head_dim, int page_tokens, float epsilon, int64_t page_stride,
-                            int64_t layer_offset) {
+                            int64_t head_stride, int64_t layer_offset) {
   extern __shared__ float2 turns[];  // head_dim / 2 pairs of cosine and sine
-  __shared__ bf16* page;             // the layer's keys in the row's page, or null
+  __shared__ bf16* page;             // the layer's keys of KV head 0 in the row's page, or null
   __shared__ int place_in_page;
   const int64_t row = blockIdx.x;
   for (int i = threadIdx.x; i < head_dim / 2; i += blockDim.x) {
@@ -174,7 +174,7 @@ __global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* he
       if (page == nullptr) continue;
       const int is_value = head >= heads + kv_heads;
       const int kv_head = head - heads - is_value * kv_heads;
-      target = page + ((int64_t{is_value} * page_tokens + place_in_page) * kv_heads + kv_head) * head_dim;
+      target = page + kv_head * head_stride + (int64_t{is_value} * page_tokens + place_in_page) * head_dim;
     }
     Floats floats = load(source, i);
     if (bias != nullptr) {
@@ -266,6 +266,7 @@ struct RopeAppend {
   const int64_t* places;
   const float* inverse_frequencies;
   int64_t page_stride;
+  int64_t head_stride;
   int64_t layer_offset;
   int32_t rows;
   int32_t heads;
@@ -274,7 +275,7 @@ struct RopeAppend {
   int32_t page_tokens;
   float epsilon;
 };
-static_assert(sizeof(RopeAppend) == 104);
+static_assert(sizeof(RopeAppend) == 112);
 
 struct SiluMul {
   const bf16* gate_up;
@@ -336,11 +337,11 @@ int baton_add_rms_norm(const AddRmsNorm* arguments, cudaStream_t stream) {
 // - Queries go to q_out, [rows][heads][head_dim].
 // - Keys and values go to the pool place places[r] = page * page_tokens + position in the page. A negative place writes
 //   nothing.
-// - The layer's part of a page starts at page * page_stride + layer_offset numbers. It is
-//   [keys, values][page_tokens][kv_heads][head_dim].
+// - A KV head's part of the layer starts at page * page_stride + kv_head * head_stride + layer_offset numbers. It is
+//   [keys, values][page_tokens][head_dim].
 int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
-  const auto [qkv, bias, head_norms, q_out, pool, positions, places, inverse_frequencies, page_stride, layer_offset, rows, heads,
-              kv_heads, head_dim, page_tokens, epsilon] = *arguments;
+  const auto [qkv, bias, head_norms, q_out, pool, positions, places, inverse_frequencies, page_stride, head_stride, layer_offset,
+              rows, heads, kv_heads, head_dim, page_tokens, epsilon] = *arguments;
   if (rows == 0) return cudaSuccess;
   const int block = block_for((heads + 2 * kv_heads) * head_dim / VECTOR, BLOCK_MAX);
   const size_t shared_bytes = head_dim / 2 * sizeof(float2);
@@ -348,7 +349,7 @@ int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
     using Product = std::remove_pointer_t<decltype(products)>;
     return launch(rope_append<std::remove_const_t<Product>>, rows, block, shared_bytes, stream, products, bias, head_norms, q_out,
                   pool, positions, places, inverse_frequencies, heads, kv_heads, head_dim, page_tokens, epsilon, page_stride,
-                  layer_offset);
+                  head_stride, layer_offset);
   };
   return bias != nullptr ? append(static_cast<const float*>(qkv)) : append(static_cast<const bf16*>(qkv));
 }

@@ -87,8 +87,7 @@ impl CpuEngine {
         if config.load_format != LoadFormat::Auto {
             return Err(OpenError::NoDummy);
         }
-        let path: &Path = &config.model;
-        let checkpoint = Checkpoint::open(path, config.load_format, progress)?;
+        let checkpoint = Checkpoint::open(config, progress)?;
         let kv = Arc::new(pool(config, &checkpoint.spec)?);
         let mut threads: Threads<Scratch> =
             Threads::new(config.threads).map_err(|(index, error)| OpenError::Thread { index, error })?;
@@ -174,7 +173,7 @@ impl Engine for CpuEngine {
 }
 
 fn pool(config: &EngineConfig, spec: &ModelSpec) -> Result<KvPool, OpenError> {
-    let layout = spec.kv_layout(config.page_tokens, KvDtype::F32);
+    let layout = spec.kv_layout(config);
     let pages = crate::model::pool_pages(config.kv_bytes, &layout)?;
     Ok(KvPool::new(layout, pages)?)
 }

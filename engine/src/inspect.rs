@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, OpenError};
-use crate::kv::{KvDtype, KvLayout};
+use crate::kv::KvLayout;
 use crate::model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
 use crate::survey::GpuSurvey;
 
@@ -14,6 +14,7 @@ use crate::survey::GpuSurvey;
 pub struct InspectedModel {
     checkpoint: Checkpoint,
     format: LoadFormat,
+    digests: Option<PathBuf>,
     /// The layout of its KV pages.
     pub layout: KvLayout,
 }
@@ -38,13 +39,12 @@ impl InspectedModel {
             crate::cuda::check_spec(&checkpoint.spec)
                 .map_err(|what| OpenError::UnsupportedModel { path: config.model.clone(), what })?;
         }
-        let dtype = if is_cpu { KvDtype::F32 } else { KvDtype::Bf16 };
-        let layout = checkpoint.spec.kv_layout(config.page_tokens, dtype);
+        let layout = checkpoint.spec.kv_layout(config);
         // On a GPU, 0 takes the memory that remains.
         if is_cpu || config.kv_bytes > 0 {
             crate::model::pool_pages(config.kv_bytes, &layout)?;
         }
-        Ok(Self { checkpoint, format: config.load_format, layout })
+        Ok(Self { checkpoint, format: config.load_format, digests: config.digests.clone(), layout })
     }
 
     /// The description of the model. Its fingerprint is zero.
@@ -59,12 +59,12 @@ impl InspectedModel {
         self.checkpoint.hashed()
     }
 
-    /// The fingerprint that a start computes. Reads all files: about a second per gigabyte.
+    /// The fingerprint that a start computes. Reads the files whose digests are not stored: about a second per gigabyte.
     ///
     /// # Errors
     /// A file cannot be read, or has another checksum than its `.sha256` file says.
     pub fn fingerprint(&self) -> Result<[u8; 32], OpenError> {
-        Ok(self.format.fingerprint(self.checkpoint.fingerprint(&|| ())?))
+        Ok(self.format.fingerprint(self.checkpoint.fingerprint(self.digests.as_deref(), &|| ())?))
     }
 }
 
@@ -93,10 +93,11 @@ mod tests {
             model,
             threads: 1,
             kv_bytes: 1 << 20,
-            page_tokens: 16,
+            page_tokens: Some(16),
             step_tokens: 64,
             device: ComputeDevice::Cpu,
             load_format: LoadFormat::Auto,
+            digests: None,
         }
     }
 

@@ -1,7 +1,8 @@
 //! The layout of a KV page, and the pool of pages.
 //!
 //! A page holds the keys and values of `page_tokens` consecutive positions of one sequence, for all layers. It is one
-//! contiguous range of bytes, `[layer][K,V][page_token][kv_head][head_dim]`, so one put sends it to a peer.
+//! contiguous range of bytes, `[kv_head][layer][K,V][page_token][head_dim]`, so one put sends it to a peer. The KV heads are
+//! outermost, so that the pages of a GPU with a part of the heads are contiguous ranges too.
 
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU8;
@@ -84,21 +85,44 @@ impl KvLayout {
     /// Bytes of one page with all layers. `u64::MAX` on overflow, which no pool accepts.
     #[must_use]
     pub fn page_bytes(&self) -> u64 {
+        self.head_bytes().saturating_mul(u64::from(self.kv_heads))
+    }
+
+    /// Bytes of one head in a page, with all layers: the distance from a head to the next one. `u64::MAX` on overflow.
+    pub(crate) fn head_bytes(&self) -> u64 {
         let runs = u64::from(self.layers) * 2;
         runs.saturating_mul(u64::from(self.page_tokens)).saturating_mul(self.token_bytes())
     }
 
-    /// Bytes from one position to the next in a layer's keys, or values.
+    /// Bytes from one position to the next in the keys, or values, of a head in a layer.
     fn token_bytes(&self) -> u64 {
-        (u64::from(self.kv_heads) * u64::from(self.head_dim)).saturating_mul(self.dtype.bytes())
+        u64::from(self.head_dim).saturating_mul(self.dtype.bytes())
     }
 
-    /// Bytes from the start of a page to head 0 of position `page_token` in `layer`.
-    pub(crate) fn offset_bytes(&self, layer: u32, part: KeyOrValue, page_token: u32) -> u64 {
-        debug_assert!(layer < self.layers && page_token < self.page_tokens);
-        let run = u64::from(layer) * 2 + u64::from(part == KeyOrValue::Value);
-        (run * u64::from(self.page_tokens) + u64::from(page_token)) * self.token_bytes()
+    /// The distances in a pool.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn strides(&self) -> KvStrides {
+        let numbers = |bytes: u64| (bytes / self.dtype.bytes()) as i64;
+        KvStrides { page: numbers(self.page_bytes()), head: numbers(self.head_bytes()) }
     }
+
+    /// Bytes from the start of a page to the key or value of position `page_token` in a layer, for one KV head.
+    pub(crate) fn offset_bytes(&self, kv_head: u32, layer: u32, part: KeyOrValue, page_token: u32) -> u64 {
+        debug_assert!(kv_head < self.kv_heads && layer < self.layers && page_token < self.page_tokens);
+        let run = u64::from(layer) * 2 + u64::from(part == KeyOrValue::Value);
+        let place = run * u64::from(self.page_tokens) + u64::from(page_token);
+        u64::from(kv_head) * self.head_bytes() + place * self.token_bytes()
+    }
+}
+
+/// Distances in a pool, in numbers of its format.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvStrides {
+    /// From a page to the next one.
+    pub(crate) page: i64,
+    /// From a KV head to the next one in a page.
+    pub(crate) head: i64,
 }
 
 /// The error of creating a pool.
@@ -288,20 +312,21 @@ impl KvPool {
         &self.layout
     }
 
-    /// The address of head 0 of a position in a page.
+    /// The address of the key or value of a position in a page, for one KV head.
     ///
     /// # Panics
-    /// If `page` is not in the pool. In debug builds also if the layer or position is not in the page.
+    /// If `page` is not in the pool. In debug builds also if the head, the layer or the position is not in the page.
     pub(crate) fn address(
         &self,
         page: PageId,
+        kv_head: u32,
         layer: u32,
         part: KeyOrValue,
         page_token: u32,
     ) -> NonNull<f32> {
         assert!(page.0 < self.pages, "page {} of {}", page.0, self.pages);
-        let offset =
-            u64::from(page.0) * self.layout.page_bytes() + self.layout.offset_bytes(layer, part, page_token);
+        let offset = u64::from(page.0) * self.layout.page_bytes()
+            + self.layout.offset_bytes(kv_head, layer, part, page_token);
         // SAFETY: the page is in the pool and the offset is inside the page, so the sum is inside the mapping, whose size
         // fits `isize`.
         unsafe { self.base.add(offset as usize).cast() }

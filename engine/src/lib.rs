@@ -14,10 +14,11 @@
 //!     model: "model.gguf".into(),
 //!     threads: 4,
 //!     kv_bytes: 64 << 20,
-//!     page_tokens: 16,
+//!     page_tokens: Some(16),
 //!     step_tokens: 512,
 //!     device: ComputeDevice::Cpu,
 //!     load_format: LoadFormat::Auto,
+//!     digests: None,
 //! })?;
 //! let mut step = engine.submit(&[Chunk {
 //!     sequence: 1,

@@ -27,14 +27,18 @@ pub struct EngineConfig {
     /// Bytes for keys and values, rounded down to whole pages. Must hold at least 32 tokens. On a GPU, 0 takes the memory
     /// that remains of the engine's share.
     pub kv_bytes: u64,
-    /// Positions in a page, 1 to 4096. Peers that exchange pages must have the same value.
-    pub page_tokens: u32,
+    /// Positions in a page, 1 to 4096. Peers that exchange pages must have the same value. `None`: 16 on a CPU; on a GPU a power of two from 16 to 256
+    /// that makes pages of about 8 MiB.
+    pub page_tokens: Option<u32>,
     /// Maximum number of tokens in one step, 1 to 65536. Activations take about 30 × hidden size bytes per token.
     pub step_tokens: u32,
     /// The device that computes.
     pub device: ComputeDevice,
     /// Where the weights come from.
     pub load_format: LoadFormat,
+    /// A JSON file that keeps the SHA-256 of the model's files from one start to the next. It is made if it does not exist. Several processes may
+    /// use it at once. `None` keeps none, so every start reads all files.
+    pub digests: Option<PathBuf>,
 }
 
 /// The device that an engine computes on.
@@ -89,7 +93,7 @@ pub(crate) fn pool_pages(kv_bytes: u64, layout: &KvLayout) -> Result<u32, OpenEr
 /// Refuses limits that are out of range.
 pub(crate) fn check_limits(config: &EngineConfig) -> Result<(), OpenError> {
     let EngineConfig { threads, page_tokens, step_tokens, .. } = *config;
-    if !(1..=PAGE_TOKENS_MAX).contains(&page_tokens) {
+    if let Some(page_tokens) = page_tokens.filter(|tokens| !(1..=PAGE_TOKENS_MAX).contains(tokens)) {
         return Err(OpenError::BadPageTokens { page_tokens, max: PAGE_TOKENS_MAX });
     }
     if !(1..=THREADS_MAX).contains(&threads) {

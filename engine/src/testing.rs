@@ -273,10 +273,11 @@ impl Tiny {
             model: file.path().to_owned(),
             threads: 2,
             kv_bytes: 1024 * self.kv_bytes(),
-            page_tokens: 8,
+            page_tokens: Some(8),
             step_tokens: 256,
             device: crate::ComputeDevice::Cpu,
             load_format: crate::LoadFormat::Auto,
+            digests: None,
         };
         (file, config)
     }

@@ -98,8 +98,9 @@ def engine(suite):
     suite.add("large model: tokens that the GPU and the host sample alike, all of", draws)
     suite.read_rate = float(re.search(r"page hash: ([\d.]+) TB/s", said)[1])
     suite.add("read bandwidth, by the page hash", suite.read_rate, unit="TB/s")
-    for rows, context, each, drawn in lines_like(r"^ +(\d+) +(\d+) +([\d.]+) +[\d.]+ +([\d.]+)$", said):
+    for rows, context, each, of_floor, drawn in lines_like(r"^ +(\d+) +(\d+) +([\d.]+) +([\d.]+) +[\d.]+ +([\d.]+)$", said):
         suite.add(f"decode step of {rows} rows behind {context} tokens", float(each), unit="ms")
+        suite.add(f"decode step of {rows} rows behind {context} tokens, relative to its floor", float(of_floor))
         suite.add(f"decode step of {rows} rows behind {context} tokens, sampled with top_k and top_p", float(drawn), unit="ms")
     # The program fails if a step succeeds after the GPU has failed, or if the error does not report the whole engine as failed.
     print(output([suite.gpu_engine, "failure"]))

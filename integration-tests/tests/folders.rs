@@ -15,10 +15,11 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
         model: model.to_owned(),
         threads: 2,
         kv_bytes: 8 << 20,
-        page_tokens: 16,
+        page_tokens: Some(16),
         step_tokens: 64,
         device: engine::ComputeDevice::Cpu,
         load_format: engine::LoadFormat::Auto,
+        digests: None,
     })
 }
 

@@ -247,7 +247,7 @@ sections! {
         load_format: LoadFormatSetting = load_format, |_, _| "auto";
         /// Size of the pool of KV pages. The default is 1GiB, and on a GPU the rest of `engine.gpu_memory_utilization`.
         kv_bytes: Option<ByteSize> = |value| optional(value, bytes), |_, _| layers::NOTHING;
-        /// Tokens in a KV page. Both ends of a link need the same value. The default is 16, and 64 on a GPU.
+        /// Tokens in a KV page. Both ends of a link need the same value. The default is 16. On a GPU it is a power of two from 16 to 256 that makes pages of about 8 MiB.
         page_tokens: Option<u32> = |value| optional(value, |value| count(value, 1..=1024)), |_, _| layers::NOTHING;
         /// Maximum number of tokens of one prompt in a step. The default is 128, and 2048 on a GPU.
         prefill_chunk_tokens: Option<u32> =
@@ -480,6 +480,11 @@ impl Config {
         // PyPI's libucx-cu12, which pip installs beside the program. The cache has the same wheel.
         let in_packages = packages.iter().map(|folder| folder.join("libucx/lib/libucp.so.0"));
         in_archive.chain(in_packages).chain([cache.join(common::cache_folder::UCX)]).collect()
+    }
+
+    /// The file that keeps the digests of model files from one start to the next.
+    pub fn digests_file(&self) -> PathBuf {
+        self.surroundings.cache.join("digests.json")
     }
 
     /// Folders in which CUDA's libraries are searched after the loader's own search, in this order.

@@ -207,7 +207,7 @@ async fn serve(
     let (announcing, batches) = Announcing::begin(ports.kv_events.take());
     let node =
         start_node(role, &config, &mut ports, engine, compiler, model.context_tokens, (batches, &traces))?;
-    limit_context(&mut model, u64::from(node.request_pages) * u64::from(config.page_tokens()));
+    limit_context(&mut model, u64::from(node.request_pages) * u64::from(node.facts.page_tokens));
     if let Some(announcing) = announcing {
         let page_tokens = node.facts.page_tokens;
         let pod = announcing::pod(&config, node.facts.http, ports.frontend.as_ref());

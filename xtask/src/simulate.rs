@@ -57,8 +57,8 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "grant credits before the lane is named",
         "actors/src/peer_link/state.rs",
-        "(!names_lane && live.on_lane())",
-        "live.on_lane()",
+        "vec![to::sockets(SayWelcome { connection, session, descriptor })]",
+        "vec![to::buffer_manager(live.opened(session)), to::sockets(SayWelcome { connection, session, descriptor })]",
     ),
     mutant(
         "accept any Hello as proof that the old session can no longer write",

@@ -173,8 +173,7 @@ pub struct PageRejected {
 }
 
 /// Peer link → buffer manager, transfer: a session began. Its frames come after this message. The transfer actor gets it when the session's worker
-/// exists. The buffer manager gets it when the sender has named its lane, or, in a session of version 11, when the worker exists. It grants no
-/// credits before.
+/// exists. The buffer manager gets it when the sender has named its lane, and grants no credits before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionOpened {
     /// The session.

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The sender names the transports of its lane in `LaneConnected`. The receiver grants no credits before this frame. So it knows which proof the
-//! session needs before the peer may write a page. (A sender of version 11 names no lane, and gets credits as soon as the worker exists.)
+//! session needs before the peer may write a page.
 //!
 //! A session ends once, and the first reason is the one in the log. The pages that its peer may still write stay quarantined
 //! until there is **proof** that no more writes land. Proof requires that our side of the session is closed *and* one of these:
@@ -35,7 +35,7 @@ mod session;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use connector::frame::{Frame, Incarnation, LANE_CONNECTED};
+use connector::frame::{Frame, Incarnation};
 use connector::transport::{Command, Descriptor, Event, SubmitError, TransportError, TransportSession};
 
 use super::dialler::{Attempts, Dialler};
@@ -273,7 +273,6 @@ impl PeerLinkState {
                 address,
                 http: advertised,
                 ring_pages,
-                version,
                 seed,
             },
         );
@@ -349,11 +348,7 @@ impl PeerLinkState {
         let connection = live.connection;
         match &live.direction {
             Direction::Incoming { .. } => {
-                let names_lane = live.version >= LANE_CONNECTED;
-                let opened =
-                    (!names_lane && live.on_lane()).then(|| to::buffer_manager(live.opened(session)));
-                let welcome = to::sockets(SayWelcome { connection, session, descriptor });
-                opened.into_iter().chain([welcome]).collect()
+                vec![to::sockets(SayWelcome { connection, session, descriptor })]
             }
             Direction::Outgoing { descriptor: peer, .. } => vec![
                 to::transfer(live.opened(session)),

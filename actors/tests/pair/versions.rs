@@ -1,8 +1,9 @@
-//! Processes of two versions of the link's protocol: the state of an upgrade in which one process has the new build.
+//! Processes of two builds with different versions of the link's protocol: the state of an upgrade in which one process has the new build.
 
 use super::*;
 
-const LAST: Versions = Versions::new(Versions::OURS.lowest, Versions::OURS.highest - 1);
+/// The versions of the next build, if it also supports the newest version of this one.
+const NEXT: Versions = Versions::new(Versions::OURS.highest, Versions::OURS.highest + 1);
 
 /// Two nodes that prefill for each other, with these versions.
 async fn two(versions: [Versions; 2]) -> [Node; 2] {
@@ -16,8 +17,8 @@ async fn two(versions: [Versions; 2]) -> [Node; 2] {
 
 /// Each node hands prompts to the other one, so sessions of both directions carry all frames of a prefill.
 #[actix::test]
-async fn a_node_of_the_last_version_and_one_of_this_version_prefill_for_each_other() {
-    for versions in [[LAST, Versions::OURS], [Versions::OURS, LAST], [LAST, LAST]] {
+async fn nodes_with_a_common_version_prefill_for_each_other() {
+    for versions in [[NEXT, Versions::OURS], [Versions::OURS, NEXT]] {
         let nodes = two(versions).await;
         until("both sessions are ready", || nodes.iter().all(|node| node.peers() == 2)).await;
         for (of, node) in nodes.iter().enumerate() {
@@ -37,8 +38,8 @@ async fn a_node_of_the_last_version_and_one_of_this_version_prefill_for_each_oth
 
 #[actix::test]
 async fn nodes_without_a_common_version_serve_alone() {
-    let next = Versions::new(Versions::OURS.highest + 1, Versions::OURS.highest + 2);
-    let nodes = two([Versions::OURS, next]).await;
+    let later = Versions::new(Versions::OURS.highest + 1, Versions::OURS.highest + 2);
+    let nodes = two([Versions::OURS, later]).await;
     for (request, node) in (0..).zip(&nodes) {
         let timings = answer(ask(node, request, 60, 5).await, request, 60).await.expect("it succeeds");
         assert!(!timings.disaggregated);

@@ -83,10 +83,10 @@ fn incarnation(random: &mut Random) -> Incarnation {
     }
 }
 
-/// The versions of a peer: those of this build, or only the oldest of them.
+/// The versions of a peer: those of this build, or also an older one.
 fn versions(random: &mut Random) -> Versions {
     let Versions { lowest, highest, .. } = Versions::OURS;
-    Versions::new(lowest, if random.one_in(2) { lowest } else { highest })
+    Versions::new(if random.one_in(2) { lowest } else { lowest - 1 }, highest)
 }
 
 pub(crate) fn challenge(random: &mut Random) -> Challenge {

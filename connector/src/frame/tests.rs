@@ -56,7 +56,6 @@ where
     assert_eq!(wire::decode::<T>(&bytes).expect("encoded above"), value);
 }
 
-/// The bytes that both supported versions have in common.
 #[test]
 fn golden_bytes() {
     check_golden(
@@ -96,6 +95,13 @@ fn golden_bytes() {
         Frame::PrefillFailed { request: 1, fault: PrefillFault::Failed, reason: "no".into() },
         "0800000001000000000000000100000002000000000000006e6f",
     );
+    check_golden(
+        Frame::PrefillFailed { request: 1, fault: PrefillFault::Busy, reason: "no".into() },
+        "0800000001000000000000000200000002000000000000006e6f",
+    );
+    check_golden(Frame::LaneConnected { lane: "tcp/lo".into() }, "0e00000006000000000000007463702f6c6f");
+    let context = ["01".repeat(16), "02".repeat(8), "01".to_owned()].concat();
+    check_golden(trace(), &format!("0f0000000100000000000000{context}"));
     check_golden(Frame::RingShare { pages: 5 }, "0900000005000000");
     check_golden(Frame::Leaving, "0a000000");
     check_golden(
@@ -128,53 +134,6 @@ fn golden_bytes() {
             "0500000000000000",
         ),
     );
-}
-
-/// The bytes in which the supported versions differ.
-#[test]
-fn golden_bytes_of_each_version() {
-    let refusal = |fault| Frame::PrefillFailed { request: 1, fault, reason: "no".into() };
-    let (refused, busy) = (refusal(PrefillFault::Refused), refusal(PrefillFault::Busy));
-    let bytes_of = |fault: &str| format!("080000000100000000000000{fault}02000000000000006e6f");
-    let check = |frame: &Frame, version, expect: &str, decoded: &Frame| {
-        let bytes = frame.encode(version).expect("the frame is small");
-        assert_eq!(hex(&bytes), bytes_of(expect), "version {version}");
-        assert_eq!(Frame::decode(&bytes, version).expect("encoded above"), *decoded);
-    };
-    check(&refused, 11, "00000000", &refused);
-    check(&refused, 12, "00000000", &refused);
-    check(&busy, 12, "02000000", &busy);
-    check(&busy, 11, "00000000", &refused);
-    let connected = Frame::LaneConnected { lane: "tcp/lo".into() };
-    let bytes = connected.encode(12).expect("the frame is small");
-    assert_eq!(hex(&bytes), "0e00000006000000000000007463702f6c6f");
-    assert_eq!(Frame::decode(&bytes, 12).expect("encoded above"), connected);
-    let bytes = trace().encode(12).expect("the frame is small");
-    let context = ["01".repeat(16), "02".repeat(8), "01".to_owned()].concat();
-    assert_eq!(hex(&bytes), format!("0f0000000100000000000000{context}"));
-    for newer in [&connected, &trace()] {
-        let bytes = newer.encode(11).expect("the frame is small");
-        assert_eq!(Frame::decode(&bytes, 11).expect("encoded above"), Frame::Heartbeat);
-    }
-    for newer in [busy, connected, trace()] {
-        let bytes = newer.encode(12).expect("the frame is small");
-        let error = Frame::decode(&bytes, 11).expect_err("version 11 has no such frame").to_string();
-        let expect = format!("a {} frame has a value that version 11 does not have", newer.name());
-        assert!(error.contains(&expect), "{error}");
-    }
-}
-
-/// All other frames are the same in all supported versions.
-#[test]
-fn frames_of_older_versions_are_those_of_the_newest() {
-    for version in Versions::OURS.lowest..=Versions::OURS.highest {
-        let is_older = |frame: &Frame| !matches!(frame, Frame::LaneConnected { .. } | Frame::Trace { .. });
-        for frame in frames().into_iter().filter(is_older) {
-            let bytes = frame.encode(version).expect("the frame is small");
-            assert_eq!(bytes, wire::encode(&frame).expect("the frame is small"));
-            assert_eq!(Frame::decode(&bytes, version).expect("encoded above"), frame);
-        }
-    }
 }
 
 #[test]

@@ -162,7 +162,7 @@ impl Attention<'_> {
         for first in (0..context).step_by(page_tokens) {
             let depth = page_tokens.min(context - first);
             let mut values = self.address(unit, KeyOrValue::Value, first);
-            let mut width = self.heads.kv_heads * size;
+            let mut width = size;
             if padded != size {
                 let copy = take(copy, depth * padded);
                 for (position, to) in copy.chunks_exact_mut(padded).enumerate() {
@@ -199,8 +199,7 @@ impl Attention<'_> {
     fn address(&self, unit: &Unit<'_>, part: KeyOrValue, position: usize) -> *const f32 {
         let page_tokens = self.kv.layout().page_tokens as usize;
         let page = unit.span.pages[position / page_tokens];
-        let base = self.kv.address(page, self.layer as u32, part, (position % page_tokens) as u32);
-        // SAFETY: `head` is below the layout's heads, so the address is inside the position's keys or values.
-        unsafe { base.as_ptr().add(unit.head * self.heads.head_dim) }
+        let place = (position % page_tokens) as u32;
+        self.kv.address(page, unit.head as u32, self.layer as u32, part, place).as_ptr()
     }
 }

@@ -263,10 +263,13 @@ impl Pass<'_> {
             rope.rotate(row, query);
             rope.rotate(row, key);
             for (part, from) in [(KeyOrValue::Key, &*key), (KeyOrValue::Value, value)] {
-                let to = kv.address(page, index as u32, part, (position % page_tokens) as u32);
-                // SAFETY: a row is as long as a position's keys or values in the page. In a checked batch only one chunk
-                // writes a page, so no other thread accesses this position.
-                unsafe { to.as_ptr().copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+                for (head, from) in from.chunks_exact(kv.layout().head_dim as usize).enumerate() {
+                    let place = (position % page_tokens) as u32;
+                    let to = kv.address(page, head as u32, index as u32, part, place);
+                    // SAFETY: the page has `head_dim` numbers here. In a checked batch only one chunk writes a page, so no
+                    // other thread accesses this position.
+                    unsafe { to.as_ptr().copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+                }
             }
         })
     }

@@ -114,7 +114,7 @@ fn threads_pages_and_instruction_sets_change_no_bit() {
         let expect = alone(&mut engine, &tokens, &[], 0);
         for kernels in Kernels::all() {
             for (threads, page_tokens) in [(1, 8), (3, 1), (2, 13), (4, 64)] {
-                let config = EngineConfig { threads, page_tokens, ..config.clone() };
+                let config = EngineConfig { threads, page_tokens: Some(page_tokens), ..config.clone() };
                 let mut other = CpuEngine::open_with(&config, kernels, &|_, _| ()).unwrap();
                 let got = alone(&mut other, &tokens, &[100, 3], 1);
                 assert_eq!(got, expect, "{} {threads} {page_tokens}", kernels.name);

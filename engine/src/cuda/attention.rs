@@ -11,7 +11,7 @@ use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
 use super::kernels::{Flash, launch};
 use super::lists::{Lists, Uploaded};
 use crate::gpu::arguments::{Fa2Run, Fa3Plan, Fa3Run};
-use crate::kv::KvPool;
+use crate::kv::{KvLayout, KvPool, KvStrides};
 use crate::model::spec::AttentionSpec;
 
 /// Bytes of FA3's integer workspace, as FlashInfer recommends.
@@ -43,8 +43,7 @@ pub(super) struct Attention {
     kv_heads: u32,
     head_dim: usize,
     page_tokens: u32,
-    /// Number of elements from the start of one page to the start of the next.
-    page_stride: i64,
+    kv_strides: KvStrides,
 }
 
 /// The inputs and the output of one layer's attention.
@@ -52,9 +51,9 @@ pub(super) struct Heads<'a> {
     /// `[rows][heads][head_dim]`.
     pub(super) query: &'a Buffer,
     pub(super) pool: &'a KvPool,
-    /// The offset of the layer's keys in a page, in elements.
+    /// The offset of the layer's keys of KV head 0 in a page, in elements.
     pub(super) keys: usize,
-    /// The offset of the layer's values in a page, in elements.
+    /// The offset of the layer's values of KV head 0 in a page, in elements.
     pub(super) values: usize,
     /// `[rows][heads][head_dim]`.
     pub(super) out: &'a Buffer,
@@ -72,7 +71,7 @@ impl Attention {
     pub(super) fn new(
         device: &Arc<CudaDevice>,
         spec: &AttentionSpec,
-        (page_tokens, page_stride): (u32, i64),
+        layout: &KvLayout,
         pieces: usize,
     ) -> Result<Option<Self>> {
         let Some(flash) = Flash::of(spec.head_dim) else { return Ok(None) };
@@ -88,8 +87,8 @@ impl Attention {
             heads: spec.heads as u32,
             kv_heads: spec.kv_heads as u32,
             head_dim: spec.head_dim,
-            page_tokens,
-            page_stride,
+            page_tokens: layout.page_tokens,
+            kv_strides: layout.strides(),
         }))
     }
 
@@ -138,7 +137,8 @@ impl Attention {
             v_pool: heads.in_pool(heads.values),
             kv_pages: step.list(step.plan().pages(part)),
             out: heads.out.numbers(0, numbers),
-            page_stride: self.page_stride,
+            page_stride: self.kv_strides.page,
+            head_stride: self.kv_strides.head,
             rows: part.rows.len() as i64,
             page_tokens: self.page_tokens.cast_signed(),
             heads: self.heads.cast_signed(),
@@ -173,7 +173,8 @@ impl Attention {
             kv_pages: step.list(plan.pages(part)),
             last_page_tokens: step.list(plan.last_page_tokens(part)),
             out: heads.out.numbers(first, numbers),
-            page_stride: self.page_stride,
+            page_stride: self.kv_strides.page,
+            head_stride: self.kv_strides.head,
             pieces: pieces as u32,
             rows: part.rows.len() as u32,
             page_tokens: self.page_tokens,

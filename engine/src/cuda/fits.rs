@@ -61,7 +61,7 @@ pub(super) fn pages(
     layout: &KvLayout,
 ) -> Result<u32, OpenError> {
     let page_bytes = layout.page_bytes();
-    let min_bytes = POOL_TOKENS_MIN.div_ceil(u64::from(config.page_tokens)) * page_bytes;
+    let min_bytes = POOL_TOKENS_MIN.div_ceil(u64::from(layout.page_tokens)) * page_bytes;
     let kv_bytes = match config.device {
         crate::model::ComputeDevice::Cuda { memory_utilization, .. } if config.kv_bytes == 0 => {
             let (free_bytes, total_bytes) = device.memory().map_err(OpenError::Cuda)?;

@@ -28,7 +28,7 @@ use crate::gpu::arguments::{
 };
 use crate::gpu::plan::{SETTING_WORDS, settings_of};
 use crate::gpu::score::SCORE_WORDS;
-use crate::kv::{KeyOrValue, KvPool};
+use crate::kv::{KeyOrValue, KvPool, KvStrides};
 use crate::model::spec::{AttentionSpec, ModelSpec};
 use crate::sampling::Sampling;
 
@@ -101,7 +101,7 @@ pub(super) struct Forward {
     pub(super) chosen: Buffer,
     pool: Arc<KvPool>,
     page_tokens: usize,
-    page_stride: i64,
+    kv_strides: KvStrides,
 }
 
 /// See [`CudaEngine::draw`](super::CudaEngine::draw).
@@ -198,7 +198,7 @@ impl Forward {
             scores: Buffer::new(device, sampled * SCORE_WORDS * size_of::<u32>())?,
             chosen: Buffer::new(device, sampled * size_of::<i32>())?,
             page_tokens: layout.page_tokens as usize,
-            page_stride: (layout.page_bytes() / HALF as u64) as i64,
+            kv_strides: layout.strides(),
             shape,
             weights,
             attention,
@@ -322,7 +322,7 @@ impl Forward {
         let matrix = self.matrices.query_key_value;
         self.multiply(normed, &layer.query_key_value, query_key_value, rows, matrix, step.stream)?;
         let [keys, values] = [KeyOrValue::Key, KeyOrValue::Value]
-            .map(|part| self.pool.layout().offset_bytes(index as u32, part, 0) as usize / HALF);
+            .map(|part| self.pool.layout().offset_bytes(0, index as u32, part, 0) as usize / HALF);
         self.rope_append(keys, layer, step)?;
         let of_layer = Heads { query, pool: &self.pool, keys, values, out: attended };
         if let Some(plan) = prefill {
@@ -336,7 +336,7 @@ impl Forward {
     }
 
     /// Adds the layer's biases, applies its head norms and RoPE to the step's queries and keys, and writes its keys and values
-    /// to the pool. `layer_offset` is the offset of the layer's keys in a page.
+    /// to the pool. `layer_offset` is the offset of the layer's keys of KV head 0 in a page.
     fn rope_append(&self, layer_offset: usize, layer: &Layer, step: &Uploaded<'_>) -> Result<()> {
         let Activations { query_key_value, query, .. } = &self.activations;
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.shape.attention;
@@ -354,7 +354,8 @@ impl Forward {
             positions: step.list(plan.positions()),
             places: step.list(plan.pool_places()),
             inverse_frequencies: self.inverse_frequencies.numbers(0, head_dim / 2),
-            page_stride: self.page_stride,
+            page_stride: self.kv_strides.page,
+            head_stride: self.kv_strides.head,
             layer_offset: layer_offset as i64,
             rows: rows as i32,
             heads: heads as i32,

@@ -18,7 +18,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, OpenError};
 use crate::gpu::plan::{StepCapacity, pieces_max};
 use crate::gpu::score::SCORE_WORDS;
-use crate::kv::{KvDtype, KvLayout};
+use crate::kv::KvLayout;
 use crate::model::spec::ModelSpec;
 use crate::model::{EngineConfig, LoadFormat};
 use crate::step::StepLimits;
@@ -33,18 +33,19 @@ impl CudaEngine {
         crate::model::check_limits(config)?;
         let device = CudaDevice::open(ordinal).map_err(cuda)?;
         fits::check_device(&device)?;
-        let checkpoint = Checkpoint::open(&config.model, config.load_format, progress)?;
+        let checkpoint = Checkpoint::open(config, progress)?;
         let stream = Stream::new(&device).map_err(cuda)?;
         let weights = load_weights(config, &device, &stream, &checkpoint, progress)?;
         let mut model = checkpoint.info().clone();
         model.fingerprint = config.load_format.fingerprint(model.fingerprint);
         let spec = checkpoint.spec;
-        let layout = spec.kv_layout(config.page_tokens, KvDtype::Bf16);
+        let layout = spec.kv_layout(config);
         let attention = open_attention(config, &device, &spec, &layout)?;
         let pages = fits::pages(config, &device, &spec, &layout)?;
+        let page_tokens = layout.page_tokens;
         let kv = Arc::new(DevicePool::allocate(&device, layout, pages)?);
-        let step_lists = step_lists(config, &device, &spec).map_err(cuda)?;
-        let graph_lists = graph_lists(config, &device).map_err(cuda)?;
+        let step_lists = step_lists(config, &device, &spec, page_tokens).map_err(cuda)?;
+        let graph_lists = graph_lists(&device, page_tokens).map_err(cuda)?;
         let rows = (config.step_tokens as usize).max(GRAPH_ROWS_MAX);
         let vocabulary = spec.vocabulary;
         let forward = Forward::new(&device, spec, weights, attention, Arc::clone(&kv), rows).map_err(cuda)?;
@@ -112,11 +113,9 @@ fn open_attention(
 ) -> Result<Attention, OpenError> {
     let unsupported = |what| OpenError::UnsupportedModel { path: config.model.clone(), what };
     fits::check_spec(spec).map_err(unsupported)?;
-    let page_stride = (layout.page_bytes() / layout.dtype.bytes()) as i64;
     let decode_rows = (config.step_tokens as usize).clamp(GRAPH_ROWS_MAX, SAMPLED_MAX);
-    let paged = (config.page_tokens, page_stride);
     let attention =
-        Attention::new(device, &spec.attention, paged, pieces_max(decode_rows)).map_err(OpenError::Cuda)?;
+        Attention::new(device, &spec.attention, layout, pieces_max(decode_rows)).map_err(OpenError::Cuda)?;
     attention.ok_or_else(|| {
         unsupported(format!(
             "its head size is {}, and GPU attention supports head sizes 64 and 128",
@@ -126,15 +125,20 @@ fn open_attention(
 }
 
 /// Memory for the lists of the largest step.
-fn step_lists(config: &EngineConfig, device: &Arc<CudaDevice>, spec: &ModelSpec) -> Result<Lists, CudaError> {
+fn step_lists(
+    config: &EngineConfig,
+    device: &Arc<CudaDevice>,
+    spec: &ModelSpec,
+    page_tokens: u32,
+) -> Result<Lists, CudaError> {
     let rows = config.step_tokens as usize;
-    let sequence_pages = spec.context_tokens.div_ceil(config.page_tokens) as usize;
+    let sequence_pages = spec.context_tokens.div_ceil(page_tokens) as usize;
     let pages = (rows * sequence_pages).min(PAGE_ENTRIES_MAX);
-    Lists::new(device, StepCapacity { rows, chunks: rows, pages }, config.page_tokens as usize)
+    Lists::new(device, StepCapacity { rows, chunks: rows, pages }, page_tokens as usize)
 }
 
 /// Memory for the lists of the largest decode step that a graph replays.
-fn graph_lists(config: &EngineConfig, device: &Arc<CudaDevice>) -> Result<Lists, CudaError> {
+fn graph_lists(device: &Arc<CudaDevice>, page_tokens: u32) -> Result<Lists, CudaError> {
     let capacity = StepCapacity { rows: GRAPH_ROWS_MAX, chunks: GRAPH_ROWS_MAX, pages: GRAPH_PAGES };
-    Lists::new(device, capacity, config.page_tokens as usize)
+    Lists::new(device, capacity, page_tokens as usize)
 }

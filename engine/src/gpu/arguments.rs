@@ -51,7 +51,7 @@ arguments! {
     }
     /// Adds `bias` to queries, keys and values and applies `head_norms` to the heads of queries and keys, unless these are
     /// null. `qkv` is f32 with `bias` and bf16 without. Writes rotated queries to `q_out`, and rotated keys and the values to the pool.
-    RopeAppend, 104 bytes {
+    RopeAppend, 112 bytes {
         qkv: *const c_void,
         bias: *const bf16,
         head_norms: *const bf16,
@@ -61,6 +61,7 @@ arguments! {
         places: *const i64,
         inverse_frequencies: *const f32,
         page_stride: i64,
+        head_stride: i64,
         layer_offset: i64,
         rows: i32,
         heads: i32,
@@ -147,7 +148,7 @@ arguments! {
         page_tokens: u32,
     }
     /// Attention of a step's prompts.
-    Fa3Run, 88 bytes {
+    Fa3Run, 96 bytes {
         int_workspace: *mut c_void,
         host_plan: *const i64,
         q: *mut bf16,
@@ -156,6 +157,7 @@ arguments! {
         kv_pages: *mut i32,
         out: *mut bf16,
         page_stride: i64,
+        head_stride: i64,
         rows: i64,
         page_tokens: i32,
         heads: i32,
@@ -163,7 +165,7 @@ arguments! {
         scale: f32,
     }
     /// Attention of a step's decode rows.
-    Fa2Run, 160 bytes {
+    Fa2Run, 168 bytes {
         partial_out: *mut bf16,
         partial_sums: *mut f32,
         piece_rows: *mut i32,
@@ -181,6 +183,7 @@ arguments! {
         last_page_tokens: *mut i32,
         out: *mut bf16,
         page_stride: i64,
+        head_stride: i64,
         pieces: u32,
         rows: u32,
         page_tokens: u32,

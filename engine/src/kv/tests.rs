@@ -22,14 +22,17 @@ fn formats_keep_their_names() {
 }
 
 #[test]
-fn offsets_count_layer_then_part_then_token() {
+fn offsets_count_head_then_layer_then_part_then_token() {
     let layout = layout(3, 2, 32, 5);
     let mut expect = 0;
-    for layer in 0..3 {
-        for part in [KeyOrValue::Key, KeyOrValue::Value] {
-            for token in 0..5 {
-                assert_eq!(layout.offset_bytes(layer, part, token), expect);
-                expect += 2 * 32 * 4;
+    for head in 0..2 {
+        assert_eq!(expect, u64::from(head) * layout.head_bytes());
+        for layer in 0..3 {
+            for part in [KeyOrValue::Key, KeyOrValue::Value] {
+                for token in 0..5 {
+                    assert_eq!(layout.offset_bytes(head, layer, part, token), expect);
+                    expect += 32 * 4;
+                }
             }
         }
     }
@@ -63,10 +66,11 @@ proptest! {
         let pool = KvPool::new(layout(layers, heads, 32, tokens), pages).unwrap();
         let page_bytes = pool.layout().page_bytes() as usize;
         for page in 0..pages {
-            let first = pool.address(PageId(page), 0, KeyOrValue::Key, 0).as_ptr() as usize;
-            let last = pool.address(PageId(page), layers - 1, KeyOrValue::Value, tokens - 1).as_ptr() as usize;
+            let first = pool.address(PageId(page), 0, 0, KeyOrValue::Key, 0).as_ptr() as usize;
+            let last = pool.address(PageId(page), heads - 1, layers - 1, KeyOrValue::Value, tokens - 1);
+            let last = last.as_ptr() as usize;
             prop_assert_eq!(first, pool.base().as_ptr() as usize + page as usize * page_bytes);
-            prop_assert_eq!(last + heads as usize * 32 * 4, first + page_bytes);
+            prop_assert_eq!(last + 32 * 4, first + page_bytes);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The specification of a model: its sizes and features. Files of both formats are described by one.
 
 use crate::kv::{KvDtype, KvLayout};
+use crate::model::{ComputeDevice, EngineConfig};
 
 // These limits are above the sizes of any model. They are small enough that no product of sizes overflows and a corrupt
 // file causes no large allocation.
@@ -54,11 +55,30 @@ impl AttentionSpec {
     }
 }
 
+/// Positions in a page on a CPU.
+const CPU_PAGE_TOKENS: u32 = 16;
+
+/// Bytes of a page on a GPU. Puts of this size between GPUs are nearly as fast as the largest ones.
+const GPU_PAGE_BYTES: u64 = 8 << 20;
+
+/// Positions in a page on a GPU, if one position takes `token_bytes`: the power of two that makes pages of about [`GPU_PAGE_BYTES`]. At least 16
+/// and at most 256, because a prefix is shared in whole pages.
+fn gpu_page_tokens(token_bytes: u64) -> u32 {
+    let wanted = (GPU_PAGE_BYTES / token_bytes.max(1)).clamp(16, 256) as u32;
+    let below = 1 << wanted.ilog2();
+    if wanted * wanted > 2 * below * below { 2 * below } else { below }
+}
+
 impl ModelSpec {
     /// The layout of the pages of this model.
-    pub(crate) fn kv_layout(&self, page_tokens: u32, dtype: KvDtype) -> KvLayout {
+    pub(crate) fn kv_layout(&self, config: &EngineConfig) -> KvLayout {
         let (layers, kv_heads) = (self.layers as u32, self.attention.kv_heads as u32);
-        KvLayout { layers, kv_heads, head_dim: self.attention.head_dim as u32, page_tokens, dtype }
+        let is_cpu = config.device == ComputeDevice::Cpu;
+        let dtype = if is_cpu { KvDtype::F32 } else { KvDtype::Bf16 };
+        let of_tokens =
+            |page_tokens| KvLayout { layers, kv_heads, head_dim: self.attention.head_dim as u32, page_tokens, dtype };
+        let usual = || if is_cpu { CPU_PAGE_TOKENS } else { gpu_page_tokens(of_tokens(1).page_bytes()) };
+        of_tokens(config.page_tokens.unwrap_or_else(usual))
     }
 
     /// Refuses sizes that contradict each other, and a window that the forward pass does not compute.
@@ -97,4 +117,25 @@ impl ModelSpec {
 /// RoPE's inverse frequencies `theta^(-2i/d)`, computed in f32 with the same operations as transformers.
 pub(crate) fn inverse_frequencies(theta: f32, head_dim: usize) -> Vec<f32> {
     (0..head_dim).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / head_dim as f32)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_on_a_gpu_are_about_8_mib_and_not_longer_than_256_positions() {
+        let check = |layers: u64, kv_heads: u64, head_dim: u64, expect| {
+            assert_eq!(gpu_page_tokens(layers * 2 * kv_heads * head_dim * 2), expect, "{layers} {kv_heads}");
+        };
+        check(32, 8, 128, 64);
+        // Qwen3-8B: 9 MiB are nearer than 4.5.
+        check(36, 8, 128, 64);
+        // Qwen2.5-7B.
+        check(28, 4, 128, 128);
+        check(80, 8, 128, 32);
+        check(30, 3, 64, 256);
+        check(1000, 1000, 128, 16);
+        check(0, 0, 0, 256);
+    }
 }

@@ -44,7 +44,7 @@ use integration_tests::folders::{SmallModel, small_models};
 const STEP_TOKENS: u32 = 8192 + 256;
 
 fn config(model: &Path, device: ComputeDevice, load_format: LoadFormat, kv_bytes: u64) -> EngineConfig {
-    let (page_tokens, step_tokens) = if kv_bytes == 0 { (64, STEP_TOKENS) } else { (16, 256) };
+    let (page_tokens, step_tokens) = if kv_bytes == 0 { (None, STEP_TOKENS) } else { (Some(16), 256) };
     EngineConfig {
         model: model.to_owned(),
         threads: 2,
@@ -53,6 +53,7 @@ fn config(model: &Path, device: ComputeDevice, load_format: LoadFormat, kv_bytes
         step_tokens,
         device,
         load_format,
+        digests: None,
     }
 }
 
@@ -319,7 +320,7 @@ fn run_ahead(
 /// Computes one decode step after a thousand tokens.
 fn one_step(folder: &Path) -> Result<()> {
     let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
-    let (tokens, table) = ([1], pages(0, 17));
+    let (tokens, table) = ([1], pages(0, 1001u32.div_ceil(gpu.kv().layout().page_tokens)));
     let chunk = Chunk {
         sequence: 1,
         tokens: &tokens,
@@ -336,7 +337,8 @@ fn one_step(folder: &Path) -> Result<()> {
 /// An engine that has prefilled a prompt of `tokens` tokens, and the pages of the prompt.
 fn prefilled(folder: &Path, tokens: usize) -> Result<(CudaEngine, Vec<PageId>)> {
     let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
-    let (prompt, table) = (prompt(tokens), pages(0, tokens.div_ceil(64) as u32));
+    let page_tokens = gpu.kv().layout().page_tokens as usize;
+    let (prompt, table) = (prompt(tokens), pages(0, tokens.div_ceil(page_tokens) as u32));
     let mut start = 0;
     for tokens in prompt.chunks(STEP_TOKENS as usize) {
         let sample = Some(Sample::greedy());
@@ -368,10 +370,11 @@ fn logits(folder: &Path, tokens: usize, file: &str) -> Result<()> {
 fn digest(folder: &Path, tokens: usize) -> Result<()> {
     let (gpu, table) = prefilled(folder, tokens)?;
     let mut digest = std::hash::DefaultHasher::new();
-    for page in &table[..tokens / 64] {
+    let full = tokens / gpu.kv().layout().page_tokens as usize;
+    for page in &table[..full] {
         digest.write(&gpu.read_page(*page)?);
     }
-    println!("{} pages: {:016x}", tokens / 64, digest.finish());
+    println!("{full} pages: {:016x}", digest.finish());
     Ok(())
 }
 

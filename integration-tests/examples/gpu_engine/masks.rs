@@ -163,7 +163,7 @@ fn late(gpu: &mut CudaEngine, tables: &[Vec<PageId>], vocabulary: u32) -> Result
 
 /// Prints the time of a decode step with 0, 1 and all of `rows` rows constrained.
 pub(super) fn cost(gpu: &mut CudaEngine, rows: u64, context: u32) -> Result<()> {
-    let each = (context + 64).div_ceil(64) + 1;
+    let each = (context + 64).div_ceil(gpu.kv().layout().page_tokens) + 1;
     let tables: Vec<Vec<PageId>> =
         (0..rows as u32).map(|n| (0..each).map(|page| PageId(n * each + page)).collect()).collect();
     let (how, vocabulary) = (&Sampling::GREEDY, gpu.model().vocabulary);

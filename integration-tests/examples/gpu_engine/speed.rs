@@ -8,20 +8,33 @@ use integration_tests::statistics::median;
 
 use super::{pages, prompt, run, run_ahead};
 
-/// Prints the three tables.
-pub(super) fn print(gpu: &mut CudaEngine) -> Result<()> {
-    prompts(gpu)?;
-    page_hash(gpu)?;
-    decode(gpu)
+/// What the GPU can do, measured in this run.
+struct Limits {
+    /// Bytes read per second.
+    bandwidth: f64,
+    /// Floating-point operations per second in products.
+    rate: f64,
 }
 
-fn prompts(gpu: &mut CudaEngine) -> Result<()> {
+/// Prints the three tables.
+pub(super) fn print(gpu: &mut CudaEngine) -> Result<()> {
+    let rate = prompts(gpu)?;
+    let bandwidth = page_hash(gpu)?;
+    decode(gpu, &Limits { bandwidth, rate })
+}
+
+/// Returns the floating-point operations per second of the best prompt's products, as if its attention took no time.
+fn prompts(gpu: &mut CudaEngine) -> Result<f64> {
+    let (page_tokens, mut rate) = (gpu.kv().layout().page_tokens, 0f64);
+    // An untied output matrix has the size of the embedding, and a prompt multiplies only its last row with it.
+    let output_bytes = 2 * gpu.model().parameters - gpu.step_bytes();
+    let row_operations = (gpu.step_bytes() - output_bytes) as f64;
     let sample = Some(Sample::greedy());
     let prompt = prompt(15_000);
     println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");
     for chunk in [2048, 8192] {
         for length in [1000usize, 5000, 15_000] {
-            let table = pages(0, (length as u32).div_ceil(64) + 1);
+            let table = pages(0, (length as u32).div_ceil(page_tokens) + 1);
             let mut times = Vec::new();
             for _ in 0..4 {
                 let began = Instant::now();
@@ -45,12 +58,15 @@ fn prompts(gpu: &mut CudaEngine) -> Result<()> {
             times.remove(0);
             let time = median(times);
             println!("{length:>8} {chunk:>7} {:>10.2} {:>12.0}", time * 1e3, length as f64 / time);
+            rate = rate.max(row_operations * length as f64 / time);
         }
     }
-    Ok(())
+    println!("products of prompts: {:.0} TFLOP/s", rate / 1e12);
+    Ok(rate)
 }
 
-fn page_hash(gpu: &CudaEngine) -> Result<()> {
+/// Returns the bytes read per second.
+fn page_hash(gpu: &CudaEngine) -> Result<f64> {
     // The hash reads every page once, which measures the read bandwidth.
     let many: Vec<PageId> = (0..gpu.kv().pages().min(1024)).map(PageId).collect();
     gpu.kv().device_contents(&many).map_err(anyhow::Error::msg)?;
@@ -59,14 +75,22 @@ fn page_hash(gpu: &CudaEngine) -> Result<()> {
     let hash_rate =
         (many.len() as u64 * gpu.kv().layout().page_bytes()) as f64 / began.elapsed().as_secs_f64();
     println!("page hash: {:.2} TB/s", hash_rate / 1e12);
-    Ok(())
+    Ok(hash_rate)
 }
 
-fn decode(gpu: &mut CudaEngine) -> Result<()> {
-    println!("{:>8} {:>8} {:>10} {:>14} {:>10}", "rows", "context", "ms a step", "weights TB/s", "drawn, ms");
+/// A step's floor: the products need the weights or the operations, whichever takes longer, and attention reads the keys and values.
+fn decode(gpu: &mut CudaEngine, limits: &Limits) -> Result<()> {
+    println!(
+        "{:>8} {:>8} {:>10} {:>10} {:>14} {:>10}",
+        "rows", "context", "ms a step", "of floor", "weights TB/s", "drawn, ms"
+    );
+    let layout = gpu.kv().layout().clone();
+    let (page_tokens, page_bytes) = (layout.page_tokens, layout.page_bytes());
     let drawn = Sampling { temperature: 0.7, top_k: 50, top_p: 0.95, ..Sampling::GREEDY };
-    for (rows, context) in [(1u32, 1000u32), (1, 5000), (8, 1000), (32, 1000), (64, 1000)] {
-        let each = (context + 64).div_ceil(64) + 1;
+    for (rows, context) in
+        [(1u32, 1000u32), (1, 5000), (8, 1000), (32, 1000), (64, 1000), (128, 1000), (256, 1000), (512, 500), (512, 1000)]
+    {
+        let each = (context + 64).div_ceil(page_tokens) + 1;
         if rows * each > gpu.kv().pages() {
             continue;
         }
@@ -77,9 +101,14 @@ fn decode(gpu: &mut CudaEngine) -> Result<()> {
             Ok::<f64, anyhow::Error>(median(times[8..].iter().copied()))
         });
         let (time, drawn) = (time?, drawn?);
+        let weights = gpu.step_bytes() as f64;
+        let products = (weights / limits.bandwidth).max(weights * f64::from(rows) / limits.rate);
+        let kv = f64::from(rows * context) * page_bytes as f64 / f64::from(page_tokens);
+        let floor = products + kv / limits.bandwidth;
         println!(
-            "{rows:>8} {context:>8} {:>10.3} {:>14.2} {:>10.3}",
+            "{rows:>8} {context:>8} {:>10.3} {:>10.2} {:>14.2} {:>10.3}",
             time * 1e3,
+            time / floor,
             gpu.step_bytes() as f64 / time / 1e12,
             drawn * 1e3
         );

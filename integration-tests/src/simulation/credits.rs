@@ -3,7 +3,7 @@
 use actors::effect::ToTransfer;
 use actors::messages::SessionId;
 use actors::request::RequestId;
-use connector::frame::{Frame, LANE_CONNECTED};
+use connector::frame::Frame;
 
 use super::parts::{Outlet, OutletName};
 use super::plan::{Fault, SECOND};
@@ -37,7 +37,7 @@ impl World {
         let Some(outlet) = self.outlets.get_mut(&name) else { return };
         match mail {
             ToTransfer::LaneConnected(_) => outlet.named = true,
-            ToTransfer::CreditsGranted(_) if !outlet.named && self.plan.version >= LANE_CONNECTED => {
+            ToTransfer::CreditsGranted(_) if !outlet.named => {
                 self.fail(format!("{name:?} gets credits before it has named its lane"));
             }
             ToTransfer::CreditsGranted(granted) => {

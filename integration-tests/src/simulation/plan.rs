@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use actors::peer_link::state::SessionLimits;
 use actors::routing::LocalPrefill;
-use connector::frame::Versions;
 
 use super::dice::Dice;
 use super::topology::{self, NodePlan};
@@ -105,8 +104,6 @@ pub struct Plan {
     pub growth_tokens: u32,
     /// In some sessions the peer writes directly, so that closing the receiving end does not stop its puts.
     pub foreign: bool,
-    /// The version of the protocol in all sessions.
-    pub version: u32,
     /// A node cannot see whether a peer's process has ended.
     pub blind: bool,
     /// Every fourth Hello stays in a buffer, often until its dialler has given up and sent another one.
@@ -211,7 +208,6 @@ impl Plan {
             step_rows: dice.between(1, 8) as u32,
             grammars: dice.between(1, 4) as u32,
             refuses_grammars: dice.one_in(8),
-            version: if dice.one_in(8) { Versions::OURS.lowest } else { Versions::OURS.highest },
         }
     }
 

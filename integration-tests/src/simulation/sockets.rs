@@ -7,7 +7,7 @@ use actors::messages::{
     Carry, Challenged, ConnectionId, DialDue, DialFailed, FrameCame, HelloCame, LinkEnd, LinkEnded,
     ProcessWatched, ReceiverId, SayHello, SayWelcome, SenderSession, WatchProcess, Welcomed, WriteFrame,
 };
-use connector::frame::{Frame, LANE_CONNECTED};
+use connector::frame::{Frame, Versions};
 
 use super::machine::next_token;
 use super::node::incarnation;
@@ -36,9 +36,6 @@ impl World {
             }
             ToSockets::SayWelcome(welcome) => self.welcome(welcome),
             ToSockets::Carry(carry) => self.carry(node, carry),
-            // A Heartbeat is sent instead. Heartbeats are not simulated.
-            ToSockets::WriteFrame(WriteFrame { frame: Frame::LaneConnected { .. }, .. })
-                if self.plan.version < LANE_CONNECTED => {}
             ToSockets::WriteFrame(write) => {
                 let conn = write.connection.0;
                 self.send(conn, self.side_of(conn, node), write.frame);
@@ -133,7 +130,7 @@ impl World {
             sender: SenderSession { incarnation, number: attempt.session, is_watched: !self.plan.blind },
             previous: attempt.previous,
             drained: attempt.previous_drained,
-            version: self.plan.version,
+            version: Versions::OURS.highest,
             seed: seed(conn),
         });
         // The Hello does not reach another life of the listener.
@@ -181,7 +178,7 @@ impl World {
                 incarnation: incarnation(ends[0], life),
                 descriptor,
                 ring_pages: self.plan.nodes[ends[0]].ring_pages,
-                version: self.plan.version,
+                version: Versions::OURS.highest,
                 seed: seed(conn),
             };
             self.at_node(ends[1], wait, Event::Answered(conn, Box::new(to::peer_link(welcomed))));

@@ -6,7 +6,6 @@ use actors::buffer_manager::state::PageUse;
 use actors::messages::SessionId;
 use actors::request::RequestId;
 use actors::routing::LocalPrefill;
-use connector::frame::LANE_CONNECTED;
 use engine::PageId;
 
 use super::parts::{Conn, Lane, OutletName};
@@ -96,8 +95,7 @@ impl World {
         let life = self.nodes[node].life;
         let ends_with_worker =
             |lane: &Lane| (lane.node, lane.life, lane.session) == (node, life, session) && !lane.foreign;
-        // In a session of version 11 the lane is no proof.
-        if self.plan.version >= LANE_CONNECTED && self.lanes.values().any(ends_with_worker) {
+        if self.lanes.values().any(ends_with_worker) {
             return false;
         }
         let is_named =

@@ -347,7 +347,7 @@ fn measure(
         }
         let mut samples = Vec::with_capacity(options.rounds);
         for round in 0..WARM_UPS + options.rounds {
-            let timings = hand_over(options, &node, config.page_tokens(), round as u64).await?;
+            let timings = hand_over(options, &node, node.facts.page_tokens, round as u64).await?;
             let put_at = sending
                 .put_at
                 .recv_timeout(PATIENCE)

@@ -8,11 +8,6 @@ use super::{Config, DeviceSetting};
 const INTER_TOKEN_BOUND: Duration = Duration::from_millis(50);
 
 impl Config {
-    /// `engine.page_tokens`, or the default of the device.
-    pub fn page_tokens(&self) -> u32 {
-        self.engine.page_tokens.unwrap_or(if self.engine.device == DeviceSetting::Cuda { 64 } else { 16 })
-    }
-
     /// `engine.prefill_chunk_tokens`, or the default of the device.
     pub fn prefill_chunk_tokens(&self) -> u32 {
         self.engine.prefill_chunk_tokens.unwrap_or(if self.engine.device == DeviceSetting::Cuda {

@@ -52,7 +52,7 @@ pub(crate) fn engine(config: &Config) -> EngineConfig {
             (None, DeviceSetting::Cpu) => KV_BYTES,
             (None, DeviceSetting::Cuda) => 0,
         },
-        page_tokens: config.page_tokens(),
+        page_tokens: config.engine.page_tokens,
         step_tokens: step_tokens(config),
         device: match config.engine.device {
             DeviceSetting::Cpu => ComputeDevice::Cpu,
@@ -65,6 +65,7 @@ pub(crate) fn engine(config: &Config) -> EngineConfig {
             LoadFormatSetting::Auto => LoadFormat::Auto,
             LoadFormatSetting::Dummy => LoadFormat::Dummy { seed: DUMMY_SEED },
         },
+        digests: Some(config.digests_file()),
     }
 }
 

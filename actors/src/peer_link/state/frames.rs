@@ -28,7 +28,7 @@ impl PeerLinkState {
         let peer = live.peer;
         let has_lane = live.has_lane();
         let effects = match live.direction {
-            Direction::Incoming { .. } if !has_lane && !matches!(frame, Frame::LaneConnected { .. }) => {
+            _ if !has_lane && !matches!(frame, Frame::LaneConnected { .. }) => {
                 Err(format!("peer sent a {} frame before LaneConnected", frame.name()))
             }
             Direction::Incoming { .. } => self.on_senders_frame(session, peer, frame),

@@ -14,10 +14,9 @@ use crate::messages::{ConnectionId, ReceiverId, SenderSession, SessionId, Sessio
 pub(super) enum Stage {
     /// The transport is creating the worker.
     Opening,
-    /// The sender connects its lane. It has not named the lane yet, so the receiver grants no credits. (A receiver of version 11 grants
-    /// some.)
+    /// The sender connects its lane. It has not named the lane yet, so the receiver grants no credits.
     Connecting,
-    /// The sender has named its lane, or does not name lanes (version 11). The lane has not moved pages yet.
+    /// The sender has named its lane. The lane has not moved pages yet.
     Up,
     /// The lane has moved pages.
     Probed,
@@ -63,8 +62,6 @@ pub(super) struct Session {
     /// The peer's HTTP address.
     pub(super) http: Option<SocketAddr>,
     pub(super) ring_pages: u32,
-    /// The version of the protocol.
-    pub(super) version: u32,
     pub(super) seed: u64,
 }
 

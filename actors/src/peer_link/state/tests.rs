@@ -75,7 +75,7 @@ fn welcomed(connection: u64) -> Welcomed {
 }
 
 /// The protocol version of all sessions.
-const VERSION: u32 = 12;
+const VERSION: u32 = 13;
 /// This process.
 const OWN: Incarnation = Incarnation { pid: 8, ..A };
 
@@ -333,25 +333,27 @@ fn each_step_of_the_beginning_of_a_session_is_limited() {
     let mut first = state(true);
     let begun = reach(&mut first);
     first.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
-    // A receiver of version 11 grants credits before the lane is connected.
-    begun.receives(&mut first, grant());
     check(begun, first, "the lane was not connected within 20 s");
     let mut first = state(true);
     let begun = reach(&mut first);
     first.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
-    begun.receives(&mut first, grant());
     connect_lane(&mut first, begun.session);
+    begun.receives(&mut first, grant());
     check(begun, first, "the lane moved no page within 20 s");
 }
 
 #[test]
-fn a_sender_must_name_its_lane_once_and_before_all_else() {
+fn the_lane_is_named_once_and_before_all_else() {
     let mut state = state(true);
     for (number, early) in [(1, probed()), (2, Frame::Leaving)] {
         let begun = connecting(&mut state, A, number);
         let reason = format!("peer sent a {} frame before LaneConnected", early.name());
         assert_eq!(begun.receives(&mut state, early), begun.ended(&reason, false));
     }
+    let begun = reach(&mut state);
+    state.on_opened(Instant::now(), begun.session, Ok(descriptor("ours")));
+    let reason = "peer sent a Grant frame before LaneConnected";
+    assert_eq!(begun.receives(&mut state, grant()), begun.ended(reason, false), "we have not named our lane");
     let twice = up(&mut state, A, 3);
     let effects = twice.receives(&mut state, lane_connected("tcp/lo"));
     assert_eq!(effects, twice.ended("peer sent LaneConnected twice", false));
@@ -365,19 +367,6 @@ fn a_sender_that_leaves_says_so_after_it_has_named_its_lane() {
     assert_eq!(deliver(&mut state, AnnounceLeaving), [], "the receiver does not know the session yet");
     let effects = connect_lane(&mut state, begun.session);
     assert_eq!(effects[..2], [begun.writes(lane_connected("tcp/lo")), begun.writes(Frame::Leaving)]);
-}
-
-#[test]
-fn a_sender_of_version_11_gets_credits_at_once() {
-    let mut state = state(true);
-    let older = HelloCame { version: 11, ..hello_came(A, 1) };
-    let (session, connection) = (opening(&deliver(&mut state, older)), ConnectionId(101));
-    let opened = to::buffer_manager(SessionOpened { session, ring_pages: RING, seed: SEED });
-    let welcome = to::sockets(SayWelcome { connection, session, descriptor: descriptor("ours") });
-    assert_eq!(state.on_opened(Instant::now(), session, Ok(descriptor("ours"))), [opened, welcome]);
-    assert_eq!(state.on_tick(Instant::now() + PROBE_LIMIT * 3), [], "it waits for its first credit");
-    let begun = Begun { session, peer: A, connection, is_incoming: true };
-    assert_eq!((begun.receives(&mut state, probed()).len(), state.ready()), (4, 1));
 }
 
 #[test]

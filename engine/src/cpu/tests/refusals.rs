@@ -82,8 +82,8 @@ fn bad_limits_are_refused() {
         let error = CpuEngine::open(&config).err().unwrap();
         assert_eq!(error.kind(), expect, "{error}");
     };
-    check(&|config| config.page_tokens = 0, "bad_page_tokens");
-    check(&|config| config.page_tokens = 4097, "bad_page_tokens");
+    check(&|config| config.page_tokens = Some(0), "bad_page_tokens");
+    check(&|config| config.page_tokens = Some(4097), "bad_page_tokens");
     check(&|config| config.threads = 0, "bad_threads");
     check(&|config| config.threads = 257, "bad_threads");
     check(&|config| config.step_tokens = 0, "bad_step_tokens");

@@ -126,7 +126,7 @@ fn a_closed_session_needs_no_further_proof_if_its_lane_ends_with_our_worker() {
     check("unknown", false);
 }
 
-/// A sender of version 11 sends no `LaneConnected`, and its `LinkProbed` may leave out transports.
+/// Only `LaneConnected` comes before the first credit.
 #[test]
 fn the_lane_in_link_probed_is_no_proof() {
     let mut state = state(false);
