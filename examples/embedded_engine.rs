@@ -71,6 +71,7 @@ fn main() -> Result<()> {
         step_tokens: 512,
         device: ComputeDevice::Cpu,
         load_format: LoadFormat::Auto,
+        quantization: engine::Quantization::None,
         digests: None,
     })?;
     println!("model: {}", engine.model().name);

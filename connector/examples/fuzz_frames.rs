@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use connector::frame::{Answer, Challenge, Frame, Hello};
-use connector::wire::{self, FRAME_BYTES_MAX, WireError};
+use connector::wire::{self, FRAME_BYTES_MAX};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

@@ -123,7 +123,9 @@ pub enum Incompatible {
         agreed: u32,
     },
     /// The two sides have different weights.
-    #[error("peer serves model {theirs} and we serve {ours}; give both sides the same --model")]
+    #[error(
+        "peer serves model {theirs} and we serve {ours}; give both sides the same --model and the same engine.quantization"
+    )]
     Model {
         /// Our model, with the first four bytes of its fingerprint.
         ours: String,

@@ -26,6 +26,7 @@ fn main() -> Result<()> {
         step_tokens: chunk_tokens as u32,
         device: engine::ComputeDevice::Cpu,
         load_format: engine::LoadFormat::Auto,
+        quantization: engine::Quantization::None,
         digests: None,
     };
     let mut engine = engine::open(&config)?;

@@ -47,7 +47,8 @@ impl Checkpoint {
     /// is supported.
     pub(crate) fn open(config: &EngineConfig, progress: Progress<'_>) -> Result<Self, OpenError> {
         let mut checkpoint = Self::open_headers(&config.model, config.load_format)?;
-        checkpoint.info.fingerprint = checkpoint.fingerprint(config.digests.as_deref(), &|| progress(0, 1))?;
+        let files = checkpoint.fingerprint(config.digests.as_deref(), &|| progress(0, 1))?;
+        checkpoint.info.fingerprint = config.fingerprint(files);
         Ok(checkpoint)
     }
 

@@ -17,7 +17,6 @@
 //! # Threads
 //! The engine's owner thread computes together with `threads - 1` workers. Workers sleep between steps.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -25,7 +24,7 @@ use crate::Progress;
 use crate::batch;
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
-use crate::kv::{KvDtype, KvPool, PageId};
+use crate::kv::{KvPool, PageId};
 use crate::model::spec::ModelSpec;
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::pending::{PendingSample, give_masks};
@@ -91,7 +90,7 @@ impl CpuEngine {
         let kv = Arc::new(pool(config, &checkpoint.spec)?);
         let mut threads: Threads<Scratch> =
             Threads::new(config.threads).map_err(|(index, error)| OpenError::Thread { index, error })?;
-        let weights = Weights::load(&checkpoint, &mut threads, progress)?;
+        let weights = Weights::load(&checkpoint, config.quantization, &mut threads, progress)?;
         let model = checkpoint.info().clone();
         tracing::debug!(
             model = model.name,

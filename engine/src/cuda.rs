@@ -26,6 +26,7 @@ mod lists;
 mod masks;
 mod open;
 mod pool;
+mod stored_matrix;
 mod survey;
 mod weights;
 
@@ -146,6 +147,13 @@ impl CudaEngine {
     #[must_use]
     pub fn step_bytes(&self) -> u64 {
         self.forward.step_bytes()
+    }
+
+    /// Parameters of the embedding, and of an output matrix that is not tied to it. For benchmarks.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn embedding_parameters(&self) -> u64 {
+        self.forward.embedding_parameters()
     }
 
     /// The logits of the last step: `vocabulary` floats for the `index`-th sampled chunk in row order. For tests.

@@ -13,8 +13,7 @@ use crate::survey::GpuSurvey;
 /// A model of which only the headers were read.
 pub struct InspectedModel {
     checkpoint: Checkpoint,
-    format: LoadFormat,
-    digests: Option<PathBuf>,
+    config: EngineConfig,
     /// The layout of its KV pages.
     pub layout: KvLayout,
 }
@@ -44,7 +43,7 @@ impl InspectedModel {
         if is_cpu || config.kv_bytes > 0 {
             crate::model::pool_pages(config.kv_bytes, &layout)?;
         }
-        Ok(Self { checkpoint, format: config.load_format, digests: config.digests.clone(), layout })
+        Ok(Self { checkpoint, config: config.clone(), layout })
     }
 
     /// The description of the model. Its fingerprint is zero.
@@ -64,7 +63,7 @@ impl InspectedModel {
     /// # Errors
     /// A file cannot be read, or has another checksum than its `.sha256` file says.
     pub fn fingerprint(&self) -> Result<[u8; 32], OpenError> {
-        Ok(self.format.fingerprint(self.checkpoint.fingerprint(self.digests.as_deref(), &|| ())?))
+        Ok(self.config.fingerprint(self.checkpoint.fingerprint(self.config.digests.as_deref(), &|| ())?))
     }
 }
 
@@ -97,6 +96,7 @@ mod tests {
             step_tokens: 64,
             device: ComputeDevice::Cpu,
             load_format: LoadFormat::Auto,
+            quantization: crate::Quantization::None,
             digests: None,
         }
     }

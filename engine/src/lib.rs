@@ -8,7 +8,7 @@
 //! [`cpu`].
 //!
 //! ```no_run
-//! use engine::{Chunk, ComputeDevice, EngineConfig, LoadFormat, PageId, Sample, TokenSource};
+//! use engine::{Chunk, ComputeDevice, EngineConfig, LoadFormat, PageId, Quantization, Sample, TokenSource};
 //!
 //! let mut engine = engine::open(&EngineConfig {
 //!     model: "model.gguf".into(),
@@ -18,6 +18,7 @@
 //!     step_tokens: 512,
 //!     device: ComputeDevice::Cpu,
 //!     load_format: LoadFormat::Auto,
+//!     quantization: Quantization::None,
 //!     digests: None,
 //! })?;
 //! let mut step = engine.submit(&[Chunk {
@@ -51,6 +52,7 @@ mod kv;
 mod model;
 mod pending;
 mod populate;
+mod quantise;
 mod safetensors;
 pub mod sampling;
 mod step;
@@ -66,7 +68,7 @@ pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
 pub use gpu_room::GpuRoom;
 pub use inspect::{InspectedModel, gpu_survey};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
-pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
+pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo, Quantization};
 pub use populate::populate;
 pub use safetensors::SafetensorsError;
 pub use sampling::{Logprobs, Sample, Sampling, Token, choose, logprobs};

@@ -36,6 +36,8 @@ pub struct EngineConfig {
     pub device: ComputeDevice,
     /// Where the weights come from.
     pub load_format: LoadFormat,
+    /// The numbers that the weights are rounded to. Peers that exchange pages must have the same value.
+    pub quantization: Quantization,
     /// A JSON file that keeps the SHA-256 of the model's files from one start to the next. It is made if it does not exist. Several processes may
     /// use it at once. `None` keeps none, so every start reads all files.
     pub digests: Option<PathBuf>,
@@ -55,6 +57,17 @@ pub enum ComputeDevice {
     },
 }
 
+/// The numbers that weights are rounded to when a model is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quantization {
+    /// The weights stay as they are. A GPU computes with them in bf16.
+    #[default]
+    None,
+    /// The matrices of the layers become e4m3 numbers with a power of two for each output. Embedding, output matrix and norms stay. Activations are not
+    /// rounded. On a GPU the matrices take one byte a weight.
+    Fp8Weights,
+}
+
 /// Where weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadFormat {
@@ -67,14 +80,19 @@ pub enum LoadFormat {
     },
 }
 
-impl LoadFormat {
-    /// The fingerprint of weights of this format, made from that of the model's files. That of random weights covers their seed.
-    pub(crate) fn fingerprint(self, files: [u8; 32]) -> [u8; 32] {
-        match self {
-            Self::Auto => files,
-            Self::Dummy { seed } => {
-                Sha256::new().chain_update(files).chain_update(seed.to_le_bytes()).finalize().into()
-            }
+impl EngineConfig {
+    /// The fingerprint of the loaded weights, made from that of the model's files. It covers the seed of random weights, and the rounding.
+    pub(crate) fn fingerprint(&self, files: [u8; 32]) -> [u8; 32] {
+        let with = |before: [u8; 32], more: &[u8]| {
+            Sha256::new().chain_update(before).chain_update(more).finalize().into()
+        };
+        let loaded = match self.load_format {
+            LoadFormat::Auto => files,
+            LoadFormat::Dummy { seed } => with(files, &seed.to_le_bytes()),
+        };
+        match self.quantization {
+            Quantization::None => loaded,
+            Quantization::Fp8Weights => with(loaded, b"e4m3 weights with a power of two for each output"),
         }
     }
 }

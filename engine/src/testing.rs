@@ -277,6 +277,7 @@ impl Tiny {
             step_tokens: 256,
             device: crate::ComputeDevice::Cpu,
             load_format: crate::LoadFormat::Auto,
+            quantization: crate::Quantization::None,
             digests: None,
         };
         (file, config)

@@ -19,6 +19,7 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
         step_tokens: 64,
         device: engine::ComputeDevice::Cpu,
         load_format: engine::LoadFormat::Auto,
+        quantization: engine::Quantization::None,
         digests: None,
     })
 }

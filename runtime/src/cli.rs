@@ -113,6 +113,10 @@ pub struct StartOptions {
     #[arg(long, value_name = "TOKENS", help_heading = VLLM)]
     pub max_model_len: Option<String>,
 
+    /// Numbers that the weights are rounded to: none or fp8_weights (`engine.quantization`)
+    #[arg(long, value_name = "METHOD", help_heading = VLLM)]
+    pub quantization: Option<String>,
+
     /// API key that clients must send (`request.api_key`)
     #[arg(long, value_name = "KEY", help_heading = VLLM)]
     pub api_key: Option<String>,
@@ -233,12 +237,13 @@ impl StartOptions {
         let file = self.config.clone().or_else(|| surroundings.lmcache_file.clone());
         let role = self.role(file.as_deref())?;
         let port = if matches!(role, Role::Local | Role::Proxy) { "frontend.port" } else { "http.port" };
-        let named: [(&str, &[&str], &Option<String>); 10] = [
+        let named: [(&str, &[&str], &Option<String>); 11] = [
             ("--model", &["model"], &self.model),
             ("--port", &[port], &self.port),
             ("--host", &["http.host", "frontend.host"], &self.host),
             ("--served-model-name", &["served_model_name"], &self.served_model_name),
             ("--max-model-len", &["request.context_tokens"], &self.max_model_len),
+            ("--quantization", &["engine.quantization"], &self.quantization),
             ("--api-key", &["request.api_key"], &self.api_key),
             ("--ssl-certfile", &["tls.cert_file"], &self.ssl_certfile),
             ("--ssl-keyfile", &["tls.key_file"], &self.ssl_keyfile),

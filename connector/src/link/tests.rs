@@ -1,7 +1,7 @@
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::frame::{Capabilities, KvShape, PrefillFault};
+use crate::frame::{Capabilities, KvShape};
 use crate::ring::{CreditNumber, PageIndex};
 use crate::transport::Descriptor;
 

@@ -90,7 +90,8 @@ fn of_files_at(
     let readers = thread::available_parallelism().map_or(1, usize::from).min(READERS_MAX).min(paths.len());
     let mut found = thread::scope(|scope| {
         let readers: Vec<_> = (0..readers).map(|_| scope.spawn(work)).collect();
-        let results = readers.into_iter().map(|reader| reader.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let results =
+            readers.into_iter().map(|reader| reader.join().unwrap_or_else(|panic| resume_unwind(panic)));
         results.collect::<Result<Vec<_>, _>>()
     })?
     .concat();

@@ -14,11 +14,13 @@ use crate::checkpoint::Checkpoint;
 use crate::dequantise::{floats, q5_0_number};
 use crate::error::OpenError;
 use crate::gguf::TensorType;
+use crate::model::Quantization;
 use crate::model::tensors::TensorRole::{
     self, AttentionNorm, AttentionOutput, Down, Embedding, FeedNorm, FinalNorm, Gate, Key, KeyBias, KeyNorm,
     Output, Query, QueryBias, QueryNorm, Up, Value, ValueBias,
 };
 use crate::model::tensors::TensorRow;
+use crate::quantise::round_output;
 
 /// A weight matrix of `outputs × inputs`. A panel interleaves 32 outputs, so a kernel computes them in the lanes of its
 /// registers without a sum across lanes. Zeros pad the last panel.
@@ -57,6 +59,12 @@ impl Linear {
             kind => Panels::F32(repack_f32(&floats(kind, bytes), outputs, inputs)),
         };
         Self { outputs, inputs, panels, bias: None }
+    }
+
+    /// Rounds the weights as FP8 has them, and stores them as floats.
+    fn rounded(mut floats: Vec<f32>, outputs: usize, inputs: usize) -> Self {
+        floats.chunks_exact_mut(inputs).for_each(round_output);
+        Self { outputs, inputs, panels: Panels::F32(repack_f32(&floats, outputs, inputs)), bias: None }
     }
 }
 
@@ -156,10 +164,11 @@ impl Weights {
     /// Reads and repacks all tensors, on all threads.
     pub(super) fn load(
         checkpoint: &Checkpoint,
+        quantization: Quantization,
         threads: &mut Threads<Scratch>,
         progress: Progress<'_>,
     ) -> Result<Self, OpenError> {
-        let mut loaded = Loaded::read(checkpoint, threads, progress)?;
+        let mut loaded = Loaded::read(checkpoint, quantization, threads, progress)?;
         Ok(Self {
             embedding: loaded.matrix(None, Embedding),
             output: loaded.matrices.remove(&(None, Output)),
@@ -179,6 +188,7 @@ struct Loaded {
 impl Loaded {
     fn read(
         checkpoint: &Checkpoint,
+        quantization: Quantization,
         threads: &mut Threads<Scratch>,
         progress: Progress<'_>,
     ) -> Result<Self, OpenError> {
@@ -191,7 +201,7 @@ impl Loaded {
                 let row = &rows[unit];
                 match checkpoint.read(row) {
                     Ok(bytes) => {
-                        Self::add(&loaded, row, kinds[unit], &bytes);
+                        Self::add(&loaded, row, (kinds[unit], quantization), &bytes);
                         let numbers = row.elements() as u64;
                         progress(done.fetch_add(numbers, Ordering::Relaxed) + numbers, total);
                     }
@@ -205,11 +215,20 @@ impl Loaded {
         }
     }
 
-    fn add(loaded: &Mutex<Self>, row: &TensorRow, kind: TensorType, bytes: &[u8]) {
+    fn add(
+        loaded: &Mutex<Self>,
+        row: &TensorRow,
+        (kind, quantization): (TensorType, Quantization),
+        bytes: &[u8],
+    ) {
         let key = (row.layer, row.role);
         // The conversion runs without the lock.
         if let [inputs, outputs] = row.dimensions[..] {
-            let matrix = Linear::repack(kind, bytes, outputs, inputs);
+            let matrix = if quantization == Quantization::Fp8Weights && row.is_quantised() {
+                Linear::rounded(floats(kind, bytes), outputs, inputs)
+            } else {
+                Linear::repack(kind, bytes, outputs, inputs)
+            };
             loaded.lock().expect("no panic under this lock").matrices.insert(key, matrix);
         } else {
             let vector = floats(kind, bytes);

@@ -278,6 +278,11 @@ impl Stream {
         Ok(Self { stream, device: Arc::clone(device) })
     }
 
+    /// The device of the stream.
+    pub(super) fn device(&self) -> &Arc<CudaDevice> {
+        &self.device
+    }
+
     /// The handle for kernel launches.
     pub(super) fn raw(&self) -> *mut c_void {
         self.stream.cast()

@@ -10,7 +10,7 @@ use crate::error::OpenError;
 use crate::gpu_room::GpuRoom;
 use crate::kv::KvLayout;
 use crate::model::spec::{AttentionSpec, ModelSpec};
-use crate::model::{EngineConfig, POOL_TOKENS_MIN};
+use crate::model::{EngineConfig, POOL_TOKENS_MIN, Quantization};
 use crate::survey::KERNELS_FOR;
 
 /// Hidden and feed-forward sizes must be multiples of this. The kernels are tested only with such sizes.
@@ -88,5 +88,13 @@ fn forward_bytes(config: &EngineConfig, spec: &ModelSpec) -> u64 {
     let products = (query + 2 * key) * if spec.attention.bias { 2 } else { 1 };
     let row = 3 * spec.hidden + 2 * query + products + 3 * spec.feed_forward;
     let sampled = rows.min((SAMPLED_MAX + ROWS_SPARE) as u64);
-    rows * row as u64 * 2 + sampled * (spec.vocabulary * 4 + spec.hidden * 2) as u64 + (128 << 20)
+    // A matrix of a layer in bf16, for products of many rows.
+    let dequantised = match config.quantization {
+        Quantization::None => 0,
+        Quantization::Fp8Weights => 2 * spec.hidden * (2 * spec.feed_forward).max(query + 2 * key),
+    };
+    dequantised as u64
+        + rows * row as u64 * 2
+        + sampled * (spec.vocabulary * 4 + spec.hidden * 2) as u64
+        + (128 << 20)
 }

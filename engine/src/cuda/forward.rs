@@ -22,6 +22,7 @@ use super::kernels::{
 };
 use super::lists::Uploaded;
 use super::masks::{Masks, UploadedMasks};
+use super::stored_matrix::StoredMatrix;
 use super::weights::{Layer, Weights};
 use crate::gpu::arguments::{
     AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
@@ -92,6 +93,8 @@ pub(super) struct Forward {
     gemm: Gemm,
     pub(super) attention: Attention,
     activations: Activations,
+    /// Memory for a matrix of a layer in bf16, if the matrices are in FP8.
+    dequantised: Option<Buffer>,
     inverse_frequencies: Buffer,
     /// `[sampled][vocabulary]`, f32.
     pub(super) logits: Buffer,
@@ -171,7 +174,7 @@ impl Forward {
         let Matrices { query_key_value, attention_output, gate_up, down, output } = matrices;
         let of_layer = [query_key_value, attention_output, gate_up, down].map(|matrix| (matrix, rows));
         let products = [&of_layer[..], &[(output, rows.min(SAMPLED_MAX))]].concat();
-        let gemm = Gemm::new(device, baton_row_products_max() as usize, &products)?;
+        let gemm = Gemm::new(device, baton_row_products_max(0) as usize, &products)?;
         let sampled = rows.min(SAMPLED_MAX) + ROWS_SPARE;
         let rows = rows + ROWS_SPARE;
         let matrix = |rows: usize, columns: usize| Buffer::new(device, rows * columns * HALF);
@@ -190,9 +193,13 @@ impl Forward {
             last: matrix(sampled, shape.hidden)?,
         };
         let layout = pool.layout();
+        let is_fp8 = weights.layers.iter().any(|layer| matches!(layer.down, StoredMatrix::Fp8(_)));
+        let largest =
+            of_layer.iter().map(|(matrix, _)| matrix.outputs * matrix.inputs).max().unwrap_or_default();
         Ok(Self {
             gemm,
             matrices,
+            dequantised: is_fp8.then(|| Buffer::new(device, largest * HALF)).transpose()?,
             inverse_frequencies: Buffer::of(device, &shape.inverse_frequencies)?,
             logits: Buffer::new(device, sampled * shape.vocabulary * size_of::<f32>())?,
             scores: Buffer::new(device, sampled * SCORE_WORDS * size_of::<u32>())?,
@@ -213,6 +220,11 @@ impl Forward {
         self.logits.read_at(index * vocabulary * size_of::<f32>(), vocabulary)
     }
 
+    /// Parameters of the embedding.
+    pub(super) fn embedding_parameters(&self) -> u64 {
+        (self.shape.vocabulary * self.shape.hidden) as u64
+    }
+
     /// Bytes of weights that a decode step reads.
     pub(super) fn step_bytes(&self) -> u64 {
         self.weights.step_bytes()
@@ -225,7 +237,7 @@ impl Forward {
         let arguments = Embed {
             tokens: step.list(plan.tokens()),
             chosen: self.chosen.numbers(0, 0),
-            table: self.weights.embedding.numbers(0, self.shape.vocabulary * width),
+            table: self.weights.embedding.bf16().numbers(0, self.shape.vocabulary * width),
             out: hidden.numbers(0, plan.rows * width),
             rows: plan.rows as i32,
             hidden: width as i32,
@@ -408,33 +420,54 @@ impl Forward {
     fn multiply(
         &self,
         x: &Buffer,
-        weights: &Buffer,
+        weights: &StoredMatrix,
         y: &Buffer,
         rows: usize,
         matrix: Matrix,
         stream: &Stream,
     ) -> Result<()> {
         // With few rows a product is bound by reading the weights, and `row_products` is faster than the library.
-        let few = baton_row_products_max() as usize;
+        let few = weights.rows_few();
         if rows > few && self.gemm.has_plan(matrix, rows) {
-            return self.gemm.multiply(stream, x, weights, y, rows, matrix);
-        }
-        let Matrix { outputs, inputs, output } = matrix;
-        for first in (0..rows).step_by(few) {
-            let rows = (rows - first).min(few);
-            let (start, count) = (first * outputs, rows * outputs);
-            let arguments = RowProducts {
-                x: x.numbers(first * inputs, rows * inputs),
-                weights: weights.numbers(0, outputs * inputs),
-                y: output.numbers(y, start, count),
-                wide: i32::from(output == Output::F32),
-                rows: rows as i32,
-                outputs: outputs as i32,
-                inputs: inputs as i32,
+            let Matrix { outputs, inputs, .. } = matrix;
+            let numbers = match (weights, &self.dequantised) {
+                (StoredMatrix::Fp8(fp8), Some(numbers)) => {
+                    fp8.dequantise(numbers, outputs, inputs, stream)?;
+                    numbers
+                }
+                (weights, _) => weights.bf16(),
             };
-            // SAFETY: see the module's documentation.
-            unsafe { launch("baton_row_products", baton_row_products, &arguments, stream)? };
+            return self.gemm.multiply(stream, x, numbers, y, rows, matrix);
+        }
+        for first in (0..rows).step_by(few) {
+            self.multiply_few(x, weights, y, first..rows, matrix, stream)?;
         }
         Ok(())
+    }
+
+    /// `y = x · weightsᵀ` for as many rows from the first one on as one call computes. The product is bound by reading the weights.
+    fn multiply_few(
+        &self,
+        x: &Buffer,
+        weights: &StoredMatrix,
+        y: &Buffer,
+        rows: Range<usize>,
+        Matrix { outputs, inputs, output }: Matrix,
+        stream: &Stream,
+    ) -> Result<()> {
+        let (first, rows) = (rows.start, rows.len().min(weights.rows_few()));
+        let (weights, scales) = weights.addresses(outputs, inputs);
+        let arguments = RowProducts {
+            weights,
+            scales,
+            x: x.numbers(first * inputs, rows * inputs),
+            y: output.numbers(y, first * outputs, rows * outputs),
+            wide: i32::from(output == Output::F32),
+            rows: rows as i32,
+            outputs: outputs as i32,
+            inputs: inputs as i32,
+        };
+        // SAFETY: see the module's documentation.
+        unsafe { launch("baton_row_products", baton_row_products, &arguments, stream) }
     }
 }

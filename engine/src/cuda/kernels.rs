@@ -5,8 +5,8 @@ use std::ffi::c_void;
 use super::device::{Result, Stream};
 use crate::error::CudaError;
 use crate::gpu::arguments::{
-    AddRmsNorm, Embed, Fa2Run, Fa3Plan, Fa3Run, Fill, PageContents, RopeAppend, RowProducts, SampleRows,
-    ScoreRows, SiluMul, TakeRows,
+    AddRmsNorm, DequantiseRows, Embed, Fa2Run, Fa3Plan, Fa3Run, Fill, PageContents, QuantiseRows, RopeAppend,
+    RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
 };
 
 /// A function that submits a kernel to a stream.
@@ -31,6 +31,8 @@ calls! {
     SampleRows: baton_sample_rows;
     ScoreRows: baton_score_rows;
     RowProducts: baton_row_products;
+    QuantiseRows: baton_quantise_rows;
+    DequantiseRows: baton_dequantise_rows;
     PageContents: baton_page_contents;
     // FlashInfer's kernels have one instance per head size.
     Fa3Plan: baton_fa3_plan_64, baton_fa3_plan_128;
@@ -42,7 +44,7 @@ unsafe extern "C" {
     pub(super) safe fn baton_vocabulary_max() -> i32;
     pub(super) safe fn baton_page_totals_bytes() -> u64;
     pub(super) safe fn baton_pages_max() -> i32;
-    pub(super) safe fn baton_row_products_max() -> i32;
+    pub(super) safe fn baton_row_products_max(is_fp8: i32) -> i32;
 }
 
 /// FlashInfer's kernels for one head size.

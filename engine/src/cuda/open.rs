@@ -11,7 +11,7 @@ use super::graph::{GRAPH_PAGES, GRAPH_ROWS_MAX};
 use super::lists::Lists;
 use super::masks::Masks;
 use super::pool::DevicePool;
-use super::weights::Weights;
+use super::weights::{Loader, Weights};
 use super::{CudaEngine, PAGE_ENTRIES_MAX, Readback};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
@@ -35,9 +35,8 @@ impl CudaEngine {
         fits::check_device(&device)?;
         let checkpoint = Checkpoint::open(config, progress)?;
         let stream = Stream::new(&device).map_err(cuda)?;
-        let weights = load_weights(config, &device, &stream, &checkpoint, progress)?;
-        let mut model = checkpoint.info().clone();
-        model.fingerprint = config.load_format.fingerprint(model.fingerprint);
+        let weights = load_weights(config, &stream, &checkpoint, progress)?;
+        let model = checkpoint.info().clone();
         let spec = checkpoint.spec;
         let layout = spec.kv_layout(config);
         let attention = open_attention(config, &device, &spec, &layout)?;
@@ -91,16 +90,14 @@ impl Readback {
 /// Loads the weights from the checkpoint, or makes random ones.
 fn load_weights(
     config: &EngineConfig,
-    device: &Arc<CudaDevice>,
     stream: &Stream,
     checkpoint: &Checkpoint,
     progress: Progress<'_>,
 ) -> Result<Weights, OpenError> {
+    let loader = Loader { stream, quantization: config.quantization };
     match config.load_format {
-        LoadFormat::Auto => Weights::load(device, checkpoint, progress),
-        LoadFormat::Dummy { seed } => {
-            Weights::random(device, stream, checkpoint, seed).map_err(OpenError::Cuda)
-        }
+        LoadFormat::Auto => Weights::load(&loader, checkpoint, progress),
+        LoadFormat::Dummy { seed } => Weights::random(&loader, checkpoint, seed).map_err(OpenError::Cuda),
     }
 }
 

@@ -1,20 +1,22 @@
-//! The weights on the device in bf16. Matrices with the same input are stacked, so one GEMM computes them all.
+//! The weights on the device. Matrices with the same input are stacked, so one GEMM computes them all.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 
 use half::bf16;
 
-use super::device::{Buffer, CudaDevice, Result, Stream};
+use super::device::{Buffer, Result, Stream};
 use super::kernels::{baton_fill, launch};
+use super::stored_matrix::{Fp8Matrix, StoredMatrix};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::dequantise::floats;
 use crate::error::OpenError;
 use crate::gguf::TensorType;
 use crate::gpu::arguments::Fill;
+use crate::model::Quantization;
 use crate::model::tensors::TensorRole::{
     self, AttentionNorm, AttentionOutput, Down, Embedding, FeedNorm, FinalNorm, Gate, Output, Query,
     QueryBias, QueryNorm,
@@ -31,36 +33,37 @@ const CONVERTERS_MAX: usize = 16;
 pub(super) struct Layer {
     pub(super) attention_norm: Buffer,
     /// The stacked query, key and value matrices.
-    pub(super) query_key_value: Buffer,
+    pub(super) query_key_value: StoredMatrix,
     /// The stacked biases of queries, keys and values.
     pub(super) bias: Option<Buffer>,
     /// The factors of the query heads' norms, then those of the key heads' norms.
     pub(super) head_norms: Option<Buffer>,
-    pub(super) attention_output: Buffer,
+    pub(super) attention_output: StoredMatrix,
     pub(super) feed_norm: Buffer,
     /// The stacked gate and up matrices.
-    pub(super) gate_up: Buffer,
-    pub(super) down: Buffer,
+    pub(super) gate_up: StoredMatrix,
+    pub(super) down: StoredMatrix,
 }
 
 /// The whole model.
 pub(super) struct Weights {
-    pub(super) embedding: Buffer,
+    pub(super) embedding: StoredMatrix,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Buffer,
-    output: Option<Buffer>,
+    output: Option<StoredMatrix>,
 }
 
 impl Weights {
     /// The matrix that computes the logits.
-    pub(super) fn output(&self) -> &Buffer {
+    pub(super) fn output(&self) -> &StoredMatrix {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
 
     /// Bytes of the matrices that a decode step reads.
     pub(super) fn step_bytes(&self) -> u64 {
         let layer = |layer: &Layer| {
-            [&layer.query_key_value, &layer.attention_output, &layer.gate_up, &layer.down].map(Buffer::bytes)
+            [&layer.query_key_value, &layer.attention_output, &layer.gate_up, &layer.down]
+                .map(StoredMatrix::bytes)
         };
         let layers: usize = self.layers.iter().flat_map(layer).sum();
         (layers + self.output().bytes()) as u64
@@ -68,7 +71,7 @@ impl Weights {
 
     /// Loads all tensors of a checkpoint.
     pub(super) fn load(
-        device: &Arc<CudaDevice>,
+        loader: &Loader<'_>,
         checkpoint: &Checkpoint,
         progress: Progress<'_>,
     ) -> std::result::Result<Self, OpenError> {
@@ -93,23 +96,21 @@ impl Weights {
             drop(sender);
             for (stack, numbers) in converted {
                 let numbers = numbers?;
-                made.insert(name(stack), Buffer::of(device, &numbers).map_err(OpenError::Cuda)?);
+                let stored = Buffer::of(loader.stream.device(), &numbers)
+                    .and_then(|numbers| loader.store(stack, numbers));
+                made.insert(name(stack), stored.map_err(OpenError::Cuda)?);
                 done += numbers.len() as u64;
                 progress(done, total);
             }
-            Ok(())
+            Ok::<(), OpenError>(())
         })?;
         Ok(Self::of(checkpoint, made))
     }
 
     /// Random weights for the sizes of a checkpoint, a pure function of `seed`. Stack n of the tensor table is filled by
     /// `baton_fill` with seed `seed + n`, norms not counted. Norms are ones.
-    pub(super) fn random(
-        device: &Arc<CudaDevice>,
-        stream: &Stream,
-        checkpoint: &Checkpoint,
-        seed: u64,
-    ) -> Result<Self> {
+    pub(super) fn random(loader: &Loader<'_>, checkpoint: &Checkpoint, seed: u64) -> Result<Self> {
+        let (stream, device) = (loader.stream, loader.stream.device());
         let (mut next, mut made) = (seed, Made::new());
         for stack in stacks(checkpoint) {
             let count = stack.iter().map(TensorRow::elements).sum();
@@ -122,7 +123,7 @@ impl Weights {
                 next += 1;
                 buffer
             };
-            made.insert(name(stack), buffer);
+            made.insert(name(stack), loader.store(stack, buffer)?);
         }
         stream.wait()?;
         Ok(Self::of(checkpoint, made))
@@ -137,9 +138,28 @@ impl Weights {
         Self {
             layers,
             embedding: outside(Embedding).expect(COMPLETE),
-            norm: outside(FinalNorm).expect(COMPLETE),
+            norm: outside(FinalNorm).expect(COMPLETE).into_bf16(),
             output: outside(Output),
         }
+    }
+}
+
+/// Where and how weights are stored.
+pub(super) struct Loader<'a> {
+    pub(super) stream: &'a Stream,
+    pub(super) quantization: Quantization,
+}
+
+impl Loader<'_> {
+    /// Stores a stack whose numbers are on the device. Only one matrix at a time is there in two formats.
+    fn store(&self, stack: Stack<'_>, numbers: Buffer) -> Result<StoredMatrix> {
+        let is_fp8 = self.quantization == Quantization::Fp8Weights && stack[0].is_quantised();
+        let [inputs, _] = stack[0].dimensions[..] else { return Ok(StoredMatrix::Bf16(numbers)) };
+        if !is_fp8 {
+            return Ok(StoredMatrix::Bf16(numbers));
+        }
+        let outputs = stack.iter().map(TensorRow::elements).sum::<usize>() / inputs;
+        Fp8Matrix::of(&numbers, outputs, inputs, self.stream).map(StoredMatrix::Fp8)
     }
 }
 
@@ -150,7 +170,7 @@ type Stack<'a> = &'a [TensorRow];
 type StackName = (Option<usize>, TensorRole);
 
 /// Stacks on the device.
-type Made = HashMap<StackName, Buffer>;
+type Made = HashMap<StackName, StoredMatrix>;
 
 /// The stacks of a model, in the order of its tensor table.
 fn stacks(checkpoint: &Checkpoint) -> impl Iterator<Item = Stack<'_>> {
@@ -175,17 +195,17 @@ const COMPLETE: &str = "the tensor table has every stack";
 
 impl Layer {
     /// A layer of these stacks.
-    fn of(mut given: impl FnMut(TensorRole) -> Option<Buffer>) -> Self {
+    fn of(mut given: impl FnMut(TensorRole) -> Option<StoredMatrix>) -> Self {
         let mut stack = |role| given(role).expect(COMPLETE);
         Self {
-            attention_norm: stack(AttentionNorm),
+            attention_norm: stack(AttentionNorm).into_bf16(),
             query_key_value: stack(Query),
             attention_output: stack(AttentionOutput),
-            feed_norm: stack(FeedNorm),
+            feed_norm: stack(FeedNorm).into_bf16(),
             gate_up: stack(Gate),
             down: stack(Down),
-            bias: given(QueryBias),
-            head_norms: given(QueryNorm),
+            bias: given(QueryBias).map(StoredMatrix::into_bf16),
+            head_norms: given(QueryNorm).map(StoredMatrix::into_bf16),
         }
     }
 }

@@ -113,13 +113,31 @@ arguments! {
         vocabulary: i32,
         top: i32,
     }
-    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`. `y` is f32 if `wide`, else bf16.
-    RowProducts, 40 bytes {
+    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`. `y` is f32 if `wide`, else bf16. The weights are bf16 without `scales`, and words
+    /// of FP8 codes with the scales of their outputs.
+    RowProducts, 48 bytes {
+        weights: *const c_void,
+        scales: *const f32,
         x: *const bf16,
-        weights: *const bf16,
         y: *mut c_void,
         wide: i32,
         rows: i32,
+        outputs: i32,
+        inputs: i32,
+    }
+    /// `words` and `scales` = `weights[outputs][inputs]`, rounded to FP8.
+    QuantiseRows, 32 bytes {
+        weights: *const bf16,
+        words: *mut u32,
+        scales: *mut f32,
+        outputs: i32,
+        inputs: i32,
+    }
+    /// The reverse of [`QuantiseRows`].
+    DequantiseRows, 32 bytes {
+        words: *const u32,
+        scales: *const f32,
+        weights: *mut bf16,
         outputs: i32,
         inputs: i32,
     }

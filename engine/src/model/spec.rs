@@ -75,8 +75,13 @@ impl ModelSpec {
         let (layers, kv_heads) = (self.layers as u32, self.attention.kv_heads as u32);
         let is_cpu = config.device == ComputeDevice::Cpu;
         let dtype = if is_cpu { KvDtype::F32 } else { KvDtype::Bf16 };
-        let of_tokens =
-            |page_tokens| KvLayout { layers, kv_heads, head_dim: self.attention.head_dim as u32, page_tokens, dtype };
+        let of_tokens = |page_tokens| KvLayout {
+            layers,
+            kv_heads,
+            head_dim: self.attention.head_dim as u32,
+            page_tokens,
+            dtype,
+        };
         let usual = || if is_cpu { CPU_PAGE_TOKENS } else { gpu_page_tokens(of_tokens(1).page_bytes()) };
         of_tokens(config.page_tokens.unwrap_or_else(usual))
     }

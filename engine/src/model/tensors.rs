@@ -65,6 +65,11 @@ impl TensorRow {
         self.dimensions.iter().product()
     }
 
+    /// True for the matrices of a layer, whose weights [`Quantization::Fp8Weights`](crate::Quantization::Fp8Weights) rounds.
+    pub(crate) fn is_quantised(&self) -> bool {
+        [Query, Key, Value, AttentionOutput, Gate, Up, Down].contains(&self.role)
+    }
+
     /// True if the tensor is the factors of a norm. Random weights have ones there.
     #[cfg(feature = "cuda")]
     pub(crate) fn is_norm(&self) -> bool {

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
-//! target/release/examples/gpu_engine [CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
+//! target/release/examples/gpu_engine [fp8_weights] [CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
 //! target/release/examples/gpu_engine company SECONDS
 //! target/release/examples/gpu_engine failure
 //! ```
 //! Without arguments it checks small random models of every family with heads of 64 and 128: their logits against those of the CPU engine, their rows in large
 //! batches against the same rows alone (bit for bit), tokens sampled on the GPU and log probabilities of prompts against those of the host, and
 //! page hashes against those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
+//!
+//! `fp8_weights` in front rounds the weights of all models to FP8.
 //!
 //! - `speed` only measures prompts, the page hash and decode steps.
 //! - `step` computes one decode step of one row, and `prefill` one prompt, for a profiler: `ncu --metrics gpu__time_duration.sum --csv`.
@@ -27,8 +29,8 @@ mod speed;
 use std::collections::VecDeque;
 use std::hash::Hasher;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -36,12 +38,19 @@ use connector::memory::Region;
 use connector::page_hash::{PageSeed, finished, page_hash};
 use engine::cpu::CpuEngine;
 use engine::{
-    Chunk, ComputeDevice, CudaEngine, Engine, EngineConfig, LoadFormat, PageId, Sample, Sampling, Step,
-    StepOutput, TokenSource,
+    Chunk, ComputeDevice, CudaEngine, Engine, EngineConfig, LoadFormat, PageId, Quantization, Sample,
+    Sampling, Step, StepOutput, TokenSource,
 };
 use integration_tests::folders::{SmallModel, small_models};
 
 const STEP_TOKENS: u32 = 8192 + 256;
+
+/// The rounding of all models, from the command line.
+static QUANTIZATION: OnceLock<Quantization> = OnceLock::new();
+
+fn quantization() -> Quantization {
+    QUANTIZATION.get().copied().unwrap_or_default()
+}
 
 fn config(model: &Path, device: ComputeDevice, load_format: LoadFormat, kv_bytes: u64) -> EngineConfig {
     let (page_tokens, step_tokens) = if kv_bytes == 0 { (None, STEP_TOKENS) } else { (Some(16), 256) };
@@ -53,6 +62,7 @@ fn config(model: &Path, device: ComputeDevice, load_format: LoadFormat, kv_bytes
         step_tokens,
         device,
         load_format,
+        quantization: quantization(),
         digests: None,
     }
 }
@@ -160,6 +170,33 @@ fn greedy_answer(model: &SmallModel, cpu: &mut CpuEngine, gpu: &mut CudaEngine) 
     Ok((answer, alone))
 }
 
+/// The greedy answer to the model's prompt: that of transformers, or with rounded weights that of the CPU engine.
+fn right_ids(model: &SmallModel, cpu: &mut CpuEngine) -> Result<Vec<u32>> {
+    if quantization() == Quantization::None {
+        return Ok(model.ids.clone());
+    }
+    let table = pages(0, 8);
+    let (mut answer, mut start) = (Vec::new(), 0);
+    while answer.len() < model.ids.len() {
+        let last = answer.last().copied();
+        let tokens = last.as_ref().map_or(&model.prompt[..], std::slice::from_ref);
+        let source = if last.is_some() { TokenSource::Sampled } else { TokenSource::Prompt };
+        let chunk = Chunk {
+            sequence: 1,
+            tokens,
+            source,
+            start,
+            pages: &table,
+            sample: Some(Sample::greedy()),
+            score: None,
+        };
+        let output = run(cpu, &[chunk])?;
+        start += tokens.len() as u32;
+        answer.push(output.tokens[0].token.id);
+    }
+    Ok(answer)
+}
+
 fn check_small_models() -> Result<()> {
     println!(
         "{:<28} {:>5} {:>10} {:>8} {:>22} {:>12}",
@@ -180,7 +217,8 @@ fn check_small_models() -> Result<()> {
         let draws = sampling::check(&mut gpu, 4).with_context(|| model.name.clone())?;
         masks::check(&mut gpu).with_context(|| model.name.clone())?;
         scores::check(&mut gpu, 150).with_context(|| model.name.clone())?;
-        let same = answer.iter().zip(&model.ids).take_while(|(a, b)| a == b).count();
+        let right = right_ids(&model, &mut cpu)?;
+        let same = answer.iter().zip(&right).take_while(|(a, b)| a == b).count();
         println!(
             "{:<28} {head:>5} {alone:>10.5} {:>8} {rows:>23} {draws:>12}",
             model.name,
@@ -412,7 +450,11 @@ fn repeated_company(seconds: u64) -> Result<()> {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if arguments.first() == Some(&"fp8_weights") {
+        QUANTIZATION.get_or_init(|| Quantization::Fp8Weights);
+        arguments.remove(0);
+    }
     let number = |text: &str| text.parse::<usize>().with_context(|| format!("{text} is not a number"));
     match arguments[..] {
         [] => check_small_models(),
@@ -425,7 +467,7 @@ fn main() -> Result<()> {
         [folder, "pages", tokens] => digest(Path::new(folder), number(tokens)?),
         [folder, "logits", tokens, file] => logits(Path::new(folder), number(tokens)?, file),
         _ => bail!(
-            "the arguments are: nothing, or company SECONDS, or failure, or CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
+            "the arguments are: [fp8_weights], and nothing, or company SECONDS, or failure, or CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
         ),
     }
 }

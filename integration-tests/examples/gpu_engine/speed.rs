@@ -27,8 +27,8 @@ pub(super) fn print(gpu: &mut CudaEngine) -> Result<()> {
 fn prompts(gpu: &mut CudaEngine) -> Result<f64> {
     let (page_tokens, mut rate) = (gpu.kv().layout().page_tokens, 0f64);
     // An untied output matrix has the size of the embedding, and a prompt multiplies only its last row with it.
-    let output_bytes = 2 * gpu.model().parameters - gpu.step_bytes();
-    let row_operations = (gpu.step_bytes() - output_bytes) as f64;
+    let embedding = gpu.embedding_parameters();
+    let row_operations = 2.0 * (gpu.model().parameters - 2 * embedding) as f64;
     let sample = Some(Sample::greedy());
     let prompt = prompt(15_000);
     println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");
@@ -87,9 +87,17 @@ fn decode(gpu: &mut CudaEngine, limits: &Limits) -> Result<()> {
     let layout = gpu.kv().layout().clone();
     let (page_tokens, page_bytes) = (layout.page_tokens, layout.page_bytes());
     let drawn = Sampling { temperature: 0.7, top_k: 50, top_p: 0.95, ..Sampling::GREEDY };
-    for (rows, context) in
-        [(1u32, 1000u32), (1, 5000), (8, 1000), (32, 1000), (64, 1000), (128, 1000), (256, 1000), (512, 500), (512, 1000)]
-    {
+    for (rows, context) in [
+        (1u32, 1000u32),
+        (1, 5000),
+        (8, 1000),
+        (32, 1000),
+        (64, 1000),
+        (128, 1000),
+        (256, 1000),
+        (512, 500),
+        (512, 1000),
+    ] {
         let each = (context + 64).div_ceil(page_tokens) + 1;
         if rows * each > gpu.kv().pages() {
             continue;
@@ -102,7 +110,8 @@ fn decode(gpu: &mut CudaEngine, limits: &Limits) -> Result<()> {
         });
         let (time, drawn) = (time?, drawn?);
         let weights = gpu.step_bytes() as f64;
-        let products = (weights / limits.bandwidth).max(weights * f64::from(rows) / limits.rate);
+        let operations = 2.0 * (gpu.model().parameters - gpu.embedding_parameters()) as f64 * f64::from(rows);
+        let products = (weights / limits.bandwidth).max(operations / limits.rate);
         let kv = f64::from(rows * context) * page_bytes as f64 / f64::from(page_tokens);
         let floor = products + kv / limits.bandwidth;
         println!(

@@ -346,7 +346,9 @@ fn explained(reason: String) -> String {
     if !reason.contains("UnknownIssuer") {
         return reason;
     }
-    format!("{reason} (this machine does not know the authority of its certificate; set SSL_CERT_FILE to a PEM file that has it)")
+    format!(
+        "{reason} (this machine does not know the authority of its certificate; set SSL_CERT_FILE to a PEM file that has it)"
+    )
 }
 
 /// Refuses what is no URL of a hub, and a URL with secrets, because errors show it.

@@ -1,7 +1,7 @@
 //! What a start needs: its ports, its engine, its transport and its open files. `runtime doctor` checks the same.
 
 use connector::ucx::{self, UcxConfig};
-use engine::{ComputeDevice, EngineConfig, LoadFormat};
+use engine::{ComputeDevice, EngineConfig, LoadFormat, Quantization};
 
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::frontend::Limits;
@@ -64,6 +64,10 @@ pub(crate) fn engine(config: &Config) -> EngineConfig {
         load_format: match config.engine.load_format {
             LoadFormatSetting::Auto => LoadFormat::Auto,
             LoadFormatSetting::Dummy => LoadFormat::Dummy { seed: DUMMY_SEED },
+        },
+        quantization: match config.engine.quantization.as_str() {
+            "fp8_weights" => Quantization::Fp8Weights,
+            _ => Quantization::None,
         },
         digests: Some(config.digests_file()),
     }

@@ -299,8 +299,7 @@ fn a_session_must_probe_its_lane_once_and_in_time() {
     let begun = up(&mut state, A, 1);
     // The limit counts from the first credit.
     assert_eq!((state.on_tick(now + PROBE_LIMIT * 3), state.ready()), (vec![], 0));
-    let grant = Frame::Grant { first: CreditNumber(0), pages: vec![PageIndex(0)] };
-    state.on(now, SendFrame { session: begun.session, frame: grant }.into());
+    state.on(now, SendFrame { session: begun.session, frame: grant() }.into());
     assert_eq!((state.on_tick(now + PROBE_LIMIT), state.ready()), (vec![], 0));
     assert_eq!((begun.receives(&mut state, probed()).len(), state.ready()), (4, 1));
     assert_eq!(state.on_tick(now + PROBE_LIMIT * 2), []);
@@ -309,14 +308,16 @@ fn a_session_must_probe_its_lane_once_and_in_time() {
     assert_eq!(state.on_closed(begun.session, true), [begun.drained()]);
 }
 
+fn grant() -> Frame {
+    Frame::Grant { first: CreditNumber(0), pages: vec![PageIndex(0)] }
+}
+
 #[test]
 fn each_step_of_the_beginning_of_a_session_is_limited() {
     let after = Instant::now() + PROBE_LIMIT + Duration::from_secs(1);
     let check = |begun: Begun, mut state: PeerLinkState, reason: &str| {
         assert_eq!(state.on_tick(after), begun.ended(reason, false));
     };
-    let grant = || Frame::Grant { first: CreditNumber(0), pages: vec![PageIndex(0)] };
-
     let mut first = state(true);
     check(
         join(&mut first, Instant::now(), A, 1),

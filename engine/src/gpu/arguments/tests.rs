@@ -4,11 +4,12 @@
 use super::ALL;
 
 /// The kernel sources that declare arguments.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     include_str!("../../../kernels/score.cu"),
     include_str!("../../../kernels/glue.cu"),
     include_str!("../../../kernels/sample.cu"),
     include_str!("../../../kernels/row_products.cu"),
+    include_str!("../../../kernels/fp8.cu"),
     include_str!("../../../kernels/page_hash.cu"),
     include_str!("../../../kernels/fa2.cu"),
     include_str!("../../../kernels/fa3.cu"),

@@ -76,7 +76,8 @@ fn wrong_variables_are_named() {
 
 #[test]
 fn an_unknown_authority_is_named_with_the_remedy() {
-    let reason = explained(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer).to_string());
+    let reason =
+        explained(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer).to_string());
     assert!(reason.contains("SSL_CERT_FILE"), "{reason}");
     assert_eq!(explained("connection refused".to_owned()), "connection refused");
 }

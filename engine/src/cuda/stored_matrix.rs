@@ -1,0 +1,121 @@
+//! A weight matrix on the device, in bf16 or in FP8.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use half::bf16;
+
+use super::device::{Buffer, Result, Stream};
+use super::kernels::{baton_dequantise_rows, baton_quantise_rows, baton_row_products_max, launch};
+use crate::gpu::arguments::{DequantiseRows, QuantiseRows};
+
+/// A matrix, or a vector, of weights. A matrix is `[outputs][inputs]`.
+pub(super) enum StoredMatrix {
+    Bf16(Buffer),
+    Fp8(Fp8Matrix),
+}
+
+/// FP8 weights, in the format of `kernels/fp8.cuh`.
+pub(super) struct Fp8Matrix {
+    /// `[outputs][inputs / 4]`, with four codes each.
+    words: Buffer,
+    /// The power of two of each output.
+    scales: Buffer,
+}
+
+impl StoredMatrix {
+    /// Bytes on the device.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Bf16(numbers) => numbers.bytes(),
+            Self::Fp8(Fp8Matrix { words, scales }) => words.bytes() + scales.bytes(),
+        }
+    }
+
+    /// The most rows that one call of `row_products` multiplies.
+    pub(super) fn rows_few(&self) -> usize {
+        baton_row_products_max(i32::from(matches!(self, Self::Fp8(_)))) as usize
+    }
+
+    /// The addresses of the weights and, in FP8, of the scales of their outputs.
+    ///
+    /// # Panics
+    /// If the matrix is smaller.
+    pub(super) fn addresses(&self, outputs: usize, inputs: usize) -> (*const c_void, *const f32) {
+        match self {
+            Self::Bf16(numbers) => {
+                (numbers.numbers::<bf16>(0, outputs * inputs).cast_const().cast(), ptr::null())
+            }
+            Self::Fp8(Fp8Matrix { words, scales }) => (
+                words.numbers::<u32>(0, outputs * inputs / 4).cast_const().cast(),
+                scales.numbers::<f32>(0, outputs).cast_const(),
+            ),
+        }
+    }
+
+    /// The numbers of a tensor that is not in FP8.
+    ///
+    /// # Panics
+    /// If it is.
+    pub(super) fn bf16(&self) -> &Buffer {
+        match self {
+            Self::Bf16(numbers) => numbers,
+            Self::Fp8(_) => panic!("only matrices of layers are in FP8"),
+        }
+    }
+
+    /// The numbers of a tensor that is never in FP8.
+    ///
+    /// # Panics
+    /// If it is.
+    pub(super) fn into_bf16(self) -> Buffer {
+        match self {
+            Self::Bf16(numbers) => numbers,
+            Self::Fp8(_) => panic!("only matrices of layers are in FP8"),
+        }
+    }
+}
+
+impl Fp8Matrix {
+    /// Rounds a matrix in bf16. It is done when this function returns.
+    ///
+    /// # Panics
+    /// If the buffer is too short.
+    pub(super) fn of(numbers: &Buffer, outputs: usize, inputs: usize, stream: &Stream) -> Result<Self> {
+        let words = Buffer::new(stream.device(), outputs * inputs)?;
+        let scales = Buffer::new(stream.device(), outputs * size_of::<f32>())?;
+        let arguments = QuantiseRows {
+            weights: numbers.numbers::<bf16>(0, outputs * inputs),
+            words: words.numbers(0, outputs * inputs / 4),
+            scales: scales.numbers(0, outputs),
+            outputs: outputs as i32,
+            inputs: inputs as i32,
+        };
+        // SAFETY: the buffers have the sizes in the arguments, as just checked, and live until the wait below.
+        unsafe { launch("baton_quantise_rows", baton_quantise_rows, &arguments, stream)? };
+        stream.wait()?;
+        Ok(Self { words, scales })
+    }
+
+    /// Writes the matrix in bf16 to `numbers`, in stream order.
+    ///
+    /// # Panics
+    /// If a buffer is too short.
+    pub(super) fn dequantise(
+        &self,
+        numbers: &Buffer,
+        outputs: usize,
+        inputs: usize,
+        stream: &Stream,
+    ) -> Result<()> {
+        let arguments = DequantiseRows {
+            words: self.words.numbers(0, outputs * inputs / 4),
+            scales: self.scales.numbers(0, outputs),
+            weights: numbers.numbers(0, outputs * inputs),
+            outputs: outputs as i32,
+            inputs: inputs as i32,
+        };
+        // SAFETY: the buffers have the sizes in the arguments, as just checked. The engine waits for the stream before it frees memory.
+        unsafe { launch("baton_dequantise_rows", baton_dequantise_rows, &arguments, stream) }
+    }
+}
