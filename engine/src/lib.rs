@@ -50,6 +50,7 @@ mod kv;
 mod model;
 mod pending;
 mod populate;
+mod quantised;
 mod safetensors;
 pub mod sampling;
 mod step;
