@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use integration_tests::client::complete;
 use integration_tests::fp8_folders::{Fp8Model, fp8_models};
-use integration_tests::process::Pair;
+use integration_tests::process::{Event, Pair};
 use serde_json::{Map, Value, json};
 
 use super::{check_answers, open};
@@ -43,6 +43,12 @@ fn a_pair_serves_fp8_folders() -> Result<()> {
         let answer = complete(&pair.frontend, &json!(model.small.prompt), model.small.ids.len() as u32)?;
         assert_eq!(answer.ids, model.small.ids, "{name}");
         assert_eq!(answer.timings["disaggregated"], true, "{name}");
+        // Each of two layers has seven projections and scales of keys and values.
+        let ignored = usize::from(name == "ct-tensor-static-kv");
+        assert_eq!(pair.sender.count_events(Event::ScalesIgnored), ignored, "{}", pair.sender.log());
+        if ignored > 0 {
+            pair.receiver.wait_event(Event::ScalesIgnored, &["INFO", "input_scales=14", "kv_scales=4"])?;
+        }
     }
     Ok(())
 }
