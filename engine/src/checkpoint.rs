@@ -6,6 +6,7 @@
 mod digests;
 mod files;
 mod folder;
+mod folder_tensors;
 mod header;
 
 use std::collections::HashSet;
@@ -20,7 +21,7 @@ use crate::gguf::{Gguf, TensorType};
 use crate::model::spec::ModelSpec;
 use crate::model::tensors::TensorRow;
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
-use crate::safetensors::Safetensors;
+use folder_tensors::FolderTensors;
 
 /// An open checkpoint.
 pub(crate) struct Checkpoint {
@@ -37,7 +38,7 @@ pub(crate) struct Checkpoint {
 /// The open files of a checkpoint.
 enum CheckpointFiles {
     Gguf(Gguf),
-    Folder(Safetensors),
+    Folder(FolderTensors),
     /// Only a folder's `config.json`: sizes without weights.
     ConfigOnly,
 }
@@ -85,12 +86,11 @@ impl Checkpoint {
         let spec = config.spec(family).map_err(unsupported)?;
         let mut hashed = vec![path.join("config.json")];
         let files = if format == LoadFormat::Auto {
-            let failed = |error| OpenError::Safetensors { path: path.to_owned(), error };
-            let tensors = Safetensors::open(path).map_err(failed)?;
+            let tensors = FolderTensors::open(path, config.quantization())?;
             // Old files also store RoPE's frequencies, which are computed from the configuration.
             let ignored = |name: &str| name.ends_with("rotary_emb.inv_freq");
             check_names(&spec, |row| &row.hugging_face, tensors.names(), ignored).map_err(unsupported)?;
-            hashed.extend(tensors.paths(path));
+            hashed.extend(tensors.paths());
             CheckpointFiles::Folder(tensors)
         } else {
             CheckpointFiles::ConfigOnly
@@ -127,17 +127,16 @@ impl Checkpoint {
         &self.info
     }
 
-    /// The storage type of a tensor. Fails if the tensor is missing, has other dimensions or has an unsupported type.
+    /// The type in which [`read`](Self::read) returns a tensor. Fails if the tensor is missing, has other dimensions or has an unsupported type.
     pub(crate) fn require(&self, row: &TensorRow) -> Result<TensorType, OpenError> {
         let (name, stored) = match &self.files {
             CheckpointFiles::Gguf(gguf) => {
                 let tensor = gguf.tensors().get(&row.gguf);
-                (&row.gguf, tensor.map(|tensor| (tensor.kind, tensor.dimensions.clone())))
+                (&row.gguf, tensor.map(|tensor| (Ok(tensor.kind), tensor.dimensions.clone())))
             }
             CheckpointFiles::Folder(tensors) => {
-                let stored = tensors.get(&row.hugging_face);
-                let reversed = |dimensions: &[u64]| dimensions.iter().rev().copied().collect::<Vec<_>>();
-                (&row.hugging_face, stored.map(|stored| (stored.kind, reversed(&stored.dimensions))))
+                let dimensions = tensors.dimensions(row);
+                (&row.hugging_face, dimensions.map(|dimensions| (tensors.kind(row), dimensions)))
             }
             CheckpointFiles::ConfigOnly => (&row.hugging_face, None),
         };
@@ -149,8 +148,8 @@ impl Checkpoint {
                 "tensor {name} has dimensions {dimensions:?}, expected {expected:?}"
             )));
         }
-        match kind {
-            TensorType::Other(_) => Err(OpenError::UnsupportedTensorType {
+        match kind.map_err(unsupported)? {
+            kind @ TensorType::Other(_) => Err(OpenError::UnsupportedTensorType {
                 path: self.info.path.clone(),
                 tensor: name.clone(),
                 found: kind.to_string(),
@@ -172,9 +171,7 @@ impl Checkpoint {
             CheckpointFiles::Gguf(gguf) => {
                 gguf.read(&row.gguf).map_err(|error| OpenError::Gguf { path: path(), error })?
             }
-            CheckpointFiles::Folder(tensors) => tensors
-                .read(&row.hugging_face)
-                .map_err(|error| OpenError::Safetensors { path: path(), error })?,
+            CheckpointFiles::Folder(tensors) => tensors.read(row)?,
             CheckpointFiles::ConfigOnly => {
                 return Err(OpenError::UnsupportedModel {
                     path: path(),

@@ -40,8 +40,10 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dequantise;
+mod e4m3;
 mod error;
 mod families;
+mod fp8_rounding;
 pub mod gguf;
 #[cfg(any(test, feature = "cuda"))]
 mod gpu;
@@ -52,7 +54,7 @@ mod kv;
 mod model;
 mod pending;
 mod populate;
-mod quantise;
+mod quantised;
 mod safetensors;
 pub mod sampling;
 mod step;

@@ -66,10 +66,53 @@ impl SafetensorsError {
     }
 }
 
+/// The type of a tensor's numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StoredType {
+    /// F32, F16 or BF16.
+    Float(TensorType),
+    /// `F8_E4M3`: one byte per number. Such a tensor needs scales, which other tensors hold.
+    E4M3,
+    /// A type that the engine does not read, by its name in the format.
+    Other(String),
+}
+
+impl StoredType {
+    fn of(name: String) -> Self {
+        match &*name {
+            "F32" => Self::Float(TensorType::F32),
+            "F16" => Self::Float(TensorType::F16),
+            "BF16" => Self::Float(TensorType::BF16),
+            "F8_E4M3" => Self::E4M3,
+            _ => Self::Other(name),
+        }
+    }
+
+    /// Bytes per number. `None` for a type that the engine does not read.
+    fn size(&self) -> Option<u64> {
+        match self {
+            Self::Float(TensorType::F32) => Some(4),
+            Self::Float(_) => Some(2),
+            Self::E4M3 => Some(1),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for StoredType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Float(kind) => kind.fmt(f),
+            Self::E4M3 => f.write_str("F8_E4M3"),
+            Self::Other(name) => f.write_str(name),
+        }
+    }
+}
+
 /// The storage type and location of a tensor.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
-    pub(crate) kind: TensorType,
+    pub(crate) kind: StoredType,
     /// The row dimension comes first.
     pub(crate) dimensions: Vec<u64>,
     file: usize,
@@ -152,18 +195,12 @@ impl Safetensors {
             }
             let entry: Entry =
                 serde_json::from_value(entry).map_err(|error| malformed(format!("{tensor}: {error}")))?;
-            let (kind, size) = match &*entry.dtype {
-                "F32" => (TensorType::F32, 4),
-                "F16" => (TensorType::F16, 2),
-                "BF16" => (TensorType::BF16, 2),
-                other => {
-                    let text = format!("{tensor} is {other}, but only F32, F16 and BF16 are supported");
-                    return Err(malformed(text));
-                }
-            };
+            let kind = StoredType::of(entry.dtype);
             let [from, to] = entry.data_offsets;
-            let bytes = entry.shape.iter().try_fold(size, |all: u64, size| all.checked_mul(*size));
-            let bytes = bytes.filter(|bytes| to.checked_sub(from) == Some(*bytes));
+            let numbers = entry.shape.iter().try_fold(1, |all: u64, size| all.checked_mul(*size));
+            let expected = |size| numbers.and_then(|numbers| numbers.checked_mul(size));
+            let bytes = to.checked_sub(from);
+            let bytes = bytes.filter(|bytes| kind.size().is_none_or(|size| expected(size) == Some(*bytes)));
             let bytes =
                 bytes.ok_or_else(|| malformed(format!("{tensor} has offsets that contradict its shape")))?;
             let end = 8u64.saturating_add(length).saturating_add(to);

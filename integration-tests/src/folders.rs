@@ -56,7 +56,7 @@ impl Drop for Folder {
 }
 
 /// A number between -1 and 1, equal to that of `numbers` in `make_models.py`.
-fn number(name: &str, index: u64) -> f32 {
+pub(crate) fn number(name: &str, index: u64) -> f32 {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
     (mix(seed.wrapping_add((index + 1).wrapping_mul(STEP))) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
@@ -83,7 +83,8 @@ pub(crate) fn rounded(value: f32, dtype: &str) -> f32 {
     }
 }
 
-fn stored(numbers: &[f32], dtype: &str) -> Vec<u8> {
+/// The bytes of numbers in a file in `dtype`.
+pub(crate) fn stored(numbers: &[f32], dtype: &str) -> Vec<u8> {
     let store = |value: &f32| match dtype {
         "F32" => value.to_le_bytes().to_vec(),
         "F16" => f16::from_f32(*value).to_le_bytes().to_vec(),
@@ -153,17 +154,24 @@ impl SmallModel {
         Ok(folder)
     }
 
+    /// Writes the configuration, the tokenizer and the chat template.
+    pub(crate) fn write_texts(&self, folder: &Folder) -> Result<()> {
+        let put = |name: &str, text: String| fs::write(folder.0.join(name), text);
+        put("config.json", self.config.to_string())?;
+        put("tokenizer.json", tokenizer().to_string())?;
+        let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        put("tokenizer_config.json", json!({"chat_template": template}).to_string())?;
+        Ok(())
+    }
+
     /// Writes the folder of the model.
     ///
     /// # Errors
     /// A file cannot be written.
     pub fn write(&self, purpose: &str) -> Result<Folder> {
         let folder = self.folder(purpose)?;
+        self.write_texts(&folder)?;
         let put = |name: &str, bytes: &[u8]| fs::write(folder.0.join(name), bytes);
-        put("config.json", self.config.to_string().as_bytes())?;
-        put("tokenizer.json", tokenizer().to_string().as_bytes())?;
-        let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
-        put("tokenizer_config.json", json!({"chat_template": template}).to_string().as_bytes())?;
         let all = tensors(&self.config);
         let mut places = Map::new();
         for (n, part) in all.chunks(all.len().div_ceil(self.shards)).enumerate() {

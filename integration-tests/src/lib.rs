@@ -10,6 +10,7 @@ pub mod deadline;
 pub mod fixtures;
 pub mod fleet_simulation;
 pub mod folders;
+pub mod fp8_folders;
 mod gguf;
 pub mod hub;
 pub mod kills;

@@ -12,6 +12,7 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use connector::frame::{Challenge, Incarnation, Versions};
 use integration_tests::folders::{Folder, small_models};
+use integration_tests::fp8_folders::fp8_models;
 use integration_tests::process::{Process, binary};
 use serde_json::Value;
 
@@ -124,6 +125,22 @@ fn a_machine_that_is_ready_has_no_fault() -> Result<()> {
     let text = String::from_utf8(table.stdout)?;
     println!("{text}");
     assert!(text.lines().last().is_some_and(|line| line.starts_with("0 faults, ")), "{text}");
+    Ok(())
+}
+
+#[test]
+fn a_model_in_fp8_is_complete() -> Result<()> {
+    let model = fp8_models()?.into_iter().find(|model| model.small.name == "fp8-block-sharded");
+    let folder = model.context("no such model")?.write("doctor-fp8")?;
+    let report = local(&path(&folder), &[])?;
+    let all = findings(&report)?;
+    let found = all.iter().find(|finding| finding["check"] == "model").context("the model is checked")?;
+    assert_eq!(found["state"], "ok", "{found}");
+    // config.json and two files with weights.
+    assert!(
+        found["what"].as_str().is_some_and(|what| what.contains("is complete") && what.contains("3 files")),
+        "{found}"
+    );
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! Small models of every family give the tokens of transformers, as folders and GGUF files, in any chunks, alone and through a pair.
 
+#[path = "folders/fp8.rs"]
+mod fp8;
+
 use std::fs;
 use std::path::Path;
 

@@ -12,7 +12,7 @@ use std::process::Output;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use integration_tests::folders::{SmallModel, small_models};
+use integration_tests::folders::{Folder, SmallModel, small_models};
 use integration_tests::hub::RepoFiles;
 
 /// A model of the fixture that is divided into several files, and the files of its repository. Some of them are not needed.
@@ -26,14 +26,20 @@ fn sharded() -> Result<(SmallModel, RepoFiles)> {
     sharded.clone().context("it was written")
 }
 
+/// The files of a folder.
+fn files_of(folder: &Folder) -> Result<RepoFiles> {
+    let mut files = RepoFiles::new();
+    for entry in fs::read_dir(folder.path())? {
+        let entry = entry?;
+        files.insert(entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?);
+    }
+    Ok(files)
+}
+
 fn write_sharded() -> Result<(SmallModel, RepoFiles)> {
     for model in small_models()? {
         let folder = model.write("hub-model")?;
-        let mut files = RepoFiles::new();
-        for entry in fs::read_dir(folder.path())? {
-            let entry = entry?;
-            files.insert(entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?);
-        }
+        let mut files = files_of(&folder)?;
         if files.contains_key("model.safetensors.index.json") {
             files.insert("README.md".to_owned(), b"# A model\n".to_vec());
             files.insert("pytorch_model.bin".to_owned(), vec![7; 100_000]);

@@ -165,7 +165,7 @@ pub enum CliCommand {
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Checks the machine, the model and the peers for a start with the same flags, and names the remedies
-    Doctor(DoctorOptions),
+    Doctor(Box<DoctorOptions>),
     /// Downloads a model of the hub into the cache and prints where it is
     Pull(PullOptions),
     /// Lists the models in the cache, or removes one

@@ -29,6 +29,7 @@ mod flag;
 mod hub_settings;
 mod layers;
 mod lmcache;
+mod places;
 mod print;
 mod renamed;
 mod role;
@@ -473,28 +474,6 @@ impl Config {
     /// `link.sessions`, or 0 for a role without peers.
     pub fn sessions(&self) -> u32 {
         if self.role.accepts_peers() || self.role.dials_peers() { self.link.sessions } else { 0 }
-    }
-
-    /// Paths at which UCX is searched, in this order. `transport.ucx_library` comes before them, the loader's own search after them.
-    pub fn ucx_search(&self) -> Vec<PathBuf> {
-        let Surroundings { archive, packages, cache, .. } = &self.surroundings;
-        let in_archive = archive.iter().map(|folder| folder.join("lib/ucx/libucp.so.0"));
-        // PyPI's libucx-cu12, which pip installs beside the program. The cache has the same wheel.
-        let in_packages = packages.iter().map(|folder| folder.join("libucx/lib/libucp.so.0"));
-        in_archive.chain(in_packages).chain([cache.join(common::cache_folder::UCX)]).collect()
-    }
-
-    /// The file that keeps the digests of model files from one start to the next.
-    pub fn digests_file(&self) -> PathBuf {
-        self.surroundings.cache.join("digests.json")
-    }
-
-    /// Folders in which CUDA's libraries are searched after the loader's own search, in this order.
-    pub fn cuda_search(&self) -> Vec<PathBuf> {
-        let Surroundings { archive, packages, .. } = &self.surroundings;
-        let in_archive = archive.iter().map(|folder| folder.join("lib/cuda"));
-        // PyPI's nvidia-cublas.
-        in_archive.chain(packages.iter().map(|folder| folder.join("nvidia/cu13/lib"))).collect()
     }
 }
 

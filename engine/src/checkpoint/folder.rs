@@ -43,6 +43,7 @@ pub(super) struct Config {
     /// Written by transformers 5 and later. It contains `rope_theta`.
     rope_parameters: Option<Rope>,
     eos_token_id: Option<Value>,
+    quantization_config: Option<Value>,
     /// `eos_token_id` of `generation_config.json`.
     #[serde(skip)]
     generation_eos: Option<Value>,
@@ -86,6 +87,11 @@ impl Config {
 
     pub(super) fn model_type(&self) -> &str {
         &self.model_type
+    }
+
+    /// How the weights are quantised. `None` if they are not.
+    pub(super) fn quantization(&self) -> Option<&Value> {
+        self.quantization_config.as_ref()
     }
 
     /// Tokens that end a sequence. The JSON value is one token or a list.

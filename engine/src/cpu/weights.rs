@@ -13,6 +13,7 @@ use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::dequantise::{floats, q5_0_number};
 use crate::error::OpenError;
+use crate::fp8_rounding::round_output;
 use crate::gguf::TensorType;
 use crate::model::Quantization;
 use crate::model::tensors::TensorRole::{
@@ -20,7 +21,6 @@ use crate::model::tensors::TensorRole::{
     Output, Query, QueryBias, QueryNorm, Up, Value, ValueBias,
 };
 use crate::model::tensors::TensorRow;
-use crate::quantise::round_output;
 
 /// A weight matrix of `outputs × inputs`. A panel interleaves 32 outputs, so a kernel computes them in the lanes of its
 /// registers without a sum across lanes. Zeros pad the last panel.

@@ -12,11 +12,11 @@ use crate::gpu::arguments::{DequantiseRows, QuantiseRows};
 /// A matrix, or a vector, of weights. A matrix is `[outputs][inputs]`.
 pub(super) enum StoredMatrix {
     Bf16(Buffer),
-    Fp8(Fp8Matrix),
+    Fp8(RoundedMatrix),
 }
 
 /// FP8 weights, in the format of `kernels/fp8.cuh`.
-pub(super) struct Fp8Matrix {
+pub(super) struct RoundedMatrix {
     /// `[outputs][inputs / 4]`, with four codes each.
     words: Buffer,
     /// The power of two of each output.
@@ -28,7 +28,7 @@ impl StoredMatrix {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Bf16(numbers) => numbers.bytes(),
-            Self::Fp8(Fp8Matrix { words, scales }) => words.bytes() + scales.bytes(),
+            Self::Fp8(RoundedMatrix { words, scales }) => words.bytes() + scales.bytes(),
         }
     }
 
@@ -46,7 +46,7 @@ impl StoredMatrix {
             Self::Bf16(numbers) => {
                 (numbers.numbers::<bf16>(0, outputs * inputs).cast_const().cast(), ptr::null())
             }
-            Self::Fp8(Fp8Matrix { words, scales }) => (
+            Self::Fp8(RoundedMatrix { words, scales }) => (
                 words.numbers::<u32>(0, outputs * inputs / 4).cast_const().cast(),
                 scales.numbers::<f32>(0, outputs).cast_const(),
             ),
@@ -76,7 +76,7 @@ impl StoredMatrix {
     }
 }
 
-impl Fp8Matrix {
+impl RoundedMatrix {
     /// Rounds a matrix in bf16. It is done when this function returns.
     ///
     /// # Panics

@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::device::{Buffer, Result, Stream};
 use super::kernels::{baton_fill, launch};
-use super::stored_matrix::{Fp8Matrix, StoredMatrix};
+use super::stored_matrix::{RoundedMatrix, StoredMatrix};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::dequantise::floats;
@@ -159,7 +159,7 @@ impl Loader<'_> {
             return Ok(StoredMatrix::Bf16(numbers));
         }
         let outputs = stack.iter().map(TensorRow::elements).sum::<usize>() / inputs;
-        Fp8Matrix::of(&numbers, outputs, inputs, self.stream).map(StoredMatrix::Fp8)
+        RoundedMatrix::of(&numbers, outputs, inputs, self.stream).map(StoredMatrix::Fp8)
     }
 }
 

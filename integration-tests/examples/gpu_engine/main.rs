@@ -42,6 +42,7 @@ use engine::{
     Sampling, Step, StepOutput, TokenSource,
 };
 use integration_tests::folders::{SmallModel, small_models};
+use integration_tests::fp8_folders::fp8_models;
 
 const STEP_TOKENS: u32 = 8192 + 256;
 
@@ -202,12 +203,14 @@ fn check_small_models() -> Result<()> {
         "{:<28} {:>5} {:>10} {:>8} {:>22} {:>12}",
         "model", "head", "error", "greedy", "rows alone = in company", "draws = CPU"
     );
-    for model in small_models()? {
+    let plain = small_models()?.into_iter().map(|model| anyhow::Ok((model.write("gpu")?, model)));
+    let fp8 = fp8_models()?.into_iter().map(|model| anyhow::Ok((model.write("gpu")?, model.small)));
+    for written in plain.chain(fp8) {
+        let (folder, model) = written?;
         if !has_kernels(&model) {
             continue;
         }
         let head = head_dim(&model);
-        let folder = model.write("gpu")?;
         let mut cpu = CpuEngine::open(&config(folder.path(), ComputeDevice::Cpu, LoadFormat::Auto, 8 << 20))?;
         let mut gpu =
             CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;

@@ -57,6 +57,8 @@ pub enum Event {
     NodeLeftOut,
     /// A node of a proxy gave no valid report for 3 s. Field: `node`.
     NodeSilent,
+    /// A model in FP8 has scales that are not used. Fields: `input_scales`, `kv_scales`.
+    ScalesIgnored,
 }
 
 impl Event {
@@ -85,6 +87,7 @@ impl Event {
             Self::HeaderUnknown => " prefiller header names no connected sender",
             Self::NodeLeftOut => " node is left out: ",
             Self::NodeSilent => " node gave no valid report for 3 s",
+            Self::ScalesIgnored => " scales of activations and of the KV cache are ignored",
         }
     }
 
