@@ -406,14 +406,14 @@ pub enum Frame {
         /// Pages of the sender's pool that can keep the KV of earlier prompts; 0 if it has no prefix cache.
         cache_pages: u32,
     },
-    /// Sender → receiver: the lane is connected. Sent once, since version 12. The receiver grants no credits before this frame.
+    /// Sender → receiver: the lane is connected. Sent once. The receiver grants no credits before this frame.
     LaneConnected {
         /// All UCX transports and devices of the lane, for example `tcp/lo` or `rc_mlx5/mlx5_0:1,tcp/eth0`. They decide whether closing the
         /// session at the receiver is proof ([`lane`](crate::transport::lane)).
         #[serde(deserialize_with = "wire::text")]
         lane: String,
     },
-    /// Receiver → sender: record the prefill of this request. Its [`Prefill`](Self::Prefill) is the next frame with a request. Since version 12.
+    /// Receiver → sender: record the prefill of this request. Its [`Prefill`](Self::Prefill) is the next frame with a request.
     Trace {
         /// The request's number.
         request: u64,

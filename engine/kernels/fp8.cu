@@ -1,4 +1,4 @@
-// FP8 weights: rounding of bf16 weights when a model is loaded, and the reverse for products of many rows. `engine/src/quantise.rs` has the same
+// FP8 weights: rounding of bf16 weights when a model is loaded, and the reverse for products of many rows. `engine/src/fp8_rounding.rs` has the same
 // rule for the CPU.
 
 #include <cuda_bf16.h>

@@ -14,7 +14,7 @@
 
 namespace {
 
-// With up to this many rows, no kernel of cublasLt is in a step: `row_products` multiplies so many rows with bf16 weights.
+// With up to this many rows, a step has no kernel of cublasLt: `row_products` computes its products, also with bf16 weights.
 constexpr int ROWS_FEW = 32;
 
 // Lets the next kernel start, and waits until the previous kernel has finished and its writes are visible. `rows` is the number

@@ -149,7 +149,7 @@ impl CudaEngine {
         self.forward.step_bytes()
     }
 
-    /// Parameters of the embedding, and of an output matrix that is not tied to it. For benchmarks.
+    /// Parameters of the embedding. An output matrix has as many. For benchmarks.
     #[doc(hidden)]
     #[must_use]
     pub fn embedding_parameters(&self) -> u64 {

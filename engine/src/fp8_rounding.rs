@@ -2,7 +2,7 @@
 //!
 //! A weight is `code × 2^exponent`, with the exponent of its output (its row of the matrix). The exponent is the smallest one with which the
 //! output's largest weight is at most 448, the largest e4m3 number. Such a weight is exact in bf16, so every backend computes with the
-//! same numbers. `kernels/fp8.cu` has the same rule.
+//! same numbers. Exponents end at 7, so weights beyond ±57,344, which no model has, become that. `kernels/fp8.cu` has the same rule.
 
 use half::bf16;
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, OpenError};
 use crate::kv::KvLayout;
-use crate::model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
+use crate::model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo, Quantization};
 use crate::survey::GpuSurvey;
 
 /// A model of which only the headers were read.
@@ -58,6 +58,14 @@ impl InspectedModel {
         self.checkpoint.hashed()
     }
 
+    /// Bytes of the weights in the memory of a GPU.
+    #[must_use]
+    pub fn gpu_bytes(&self) -> u64 {
+        let is_fp8 = self.config.quantization == Quantization::Fp8Weights;
+        let rows = self.checkpoint.tensors.iter();
+        rows.map(|row| row.elements() as u64 * if is_fp8 && row.is_quantised() { 1 } else { 2 }).sum()
+    }
+
     /// The fingerprint that a start computes. Reads the files whose digests are not stored: about a second per gigabyte.
     ///
     /// # Errors
@@ -85,6 +93,7 @@ pub fn gpu_survey(opens: bool) -> Result<Option<GpuSurvey>, CudaError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::tensors::TensorRow;
     use crate::testing::Tiny;
 
     fn config(model: PathBuf) -> EngineConfig {
@@ -96,7 +105,7 @@ mod tests {
             step_tokens: 64,
             device: ComputeDevice::Cpu,
             load_format: LoadFormat::Auto,
-            quantization: crate::Quantization::None,
+            quantization: Quantization::None,
             digests: None,
         }
     }
@@ -111,6 +120,22 @@ mod tests {
         assert_eq!(&inspected.layout, engine.kv().layout());
         assert_eq!((ours.fingerprint, inspected.fingerprint().unwrap()), ([0; 32], theirs.fingerprint));
         assert_eq!(inspected.files(), [file.path()]);
+    }
+
+    #[test]
+    fn weights_in_fp8_take_half_the_memory_of_a_gpu() {
+        let (file, _) = Tiny { kind: 0, ..Tiny::USUAL }.file();
+        let config = config(file.path().to_owned());
+        let plain = InspectedModel::open(&config).unwrap();
+        let fp8 =
+            InspectedModel::open(&EngineConfig { quantization: Quantization::Fp8Weights, ..config }).unwrap();
+        assert_eq!(plain.gpu_bytes(), 2 * plain.info().parameters);
+        let of_layers: usize =
+            fp8.checkpoint.tensors.iter().filter(|row| row.is_quantised()).map(TensorRow::elements).sum();
+        assert!(of_layers > 0);
+        assert_eq!(fp8.gpu_bytes(), plain.gpu_bytes() - of_layers as u64);
+        let [ours, theirs] = [&plain, &fp8].map(|model| model.fingerprint().unwrap());
+        assert_ne!(ours, theirs, "peers with other weights refuse each other");
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Weights in FP8: which tensors are E4M3 with which scales, and their numbers.
 //!
 //! A weight is `bf16(e4m3 × scale)`, with the product in f32. Activations are not quantised. The decisions are pure: names and shapes of tensors
-//! in, an [`Fp8Matrix`] out. It serves a reader that wants bf16 ([`Fp8Matrix::to_bf16`]) and one that wants the codes and the scales
-//! ([`Fp8Numbers`]).
+//! in, an [`Fp8Matrix`] out. Readers get bf16 ([`Fp8Matrix::to_bf16`]).
 
 mod companion;
 mod scheme;
@@ -113,7 +112,7 @@ impl Fp8Matrix {
         for (index, scale) in numbers.scales.iter().enumerate() {
             let (row, column) = (index / columns * rows_each, index % columns * inputs_each);
             let width = inputs_each.min(self.inputs - column);
-            // One product per code: a block has more weights than there are codes.
+            // One product for each code, because most blocks have more weights than there are codes.
             let products = e4m3::products(*scale).map(|product| product.to_le_bytes());
             for output in row..self.outputs.min(row + rows_each) {
                 let from = output * self.inputs + column;

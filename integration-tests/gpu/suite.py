@@ -92,6 +92,11 @@ def engine(suite):
         suite.add(f"{name}: tokens that the GPU and the host sample alike, all of", int(draws))
         right, all_of_them = map(int, same.split("/"))
         suite.add(f"{name}: greedy tokens that differ from the CPU engine's", all_of_them - right, "= 0")
+    # The program fails at the first row that differs.
+    in_fp8 = output([suite.gpu_engine, "fp8_weights"])
+    for name, error, rows in lines_like(r"^(\S+) +\d+ +([\d.]+) +\d+/\d+ +(\d+) +\d+$", in_fp8):
+        suite.add(f"{name} with FP8 weights: logits' RMS error against the CPU engine", float(error), "<= 0.03")
+        suite.add(f"{name} with FP8 weights: rows with bit-identical logits alone and in a batch, all of", int(rows))
     rows = int(re.search(r"^(\d+) rows have the same logits", said, re.M)[1])
     suite.add("large model: rows with bit-identical logits alone and in a batch, all of", rows)
     draws = int(re.search(r"^(\d+) tokens drawn", said, re.M)[1])

@@ -352,6 +352,10 @@ fn faults_of_peers_are_named() -> Result<()> {
     let (_process, address) = started(&path(&other), &[])?;
     has(&sender(&own, &address, &[])?, "peers", FAULT, &["peer serves model", "same --model"])?;
 
+    staged("A peer rounds its weights")?;
+    let (_process, address) = started(&own, &["--quantization", "fp8_weights"])?;
+    has(&sender(&own, &address, &[])?, "peers", FAULT, &["peer serves model", "same engine.quantization"])?;
+
     staged("A peer has another secret")?;
     let (process, address) = started(&own, &["--set", "link.secret=one"])?;
     has(

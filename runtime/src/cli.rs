@@ -113,7 +113,7 @@ pub struct StartOptions {
     #[arg(long, value_name = "TOKENS", help_heading = VLLM)]
     pub max_model_len: Option<String>,
 
-    /// Numbers that the weights are rounded to: none or fp8_weights (`engine.quantization`)
+    /// Rounding of the weights: none or fp8_weights (`engine.quantization`)
     #[arg(long, value_name = "METHOD", help_heading = VLLM)]
     pub quantization: Option<String>,
 

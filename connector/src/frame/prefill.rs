@@ -73,7 +73,7 @@ pub enum PrefillFault {
     Refused,
     /// The sender accepted the request and failed, for example by an engine error. Later requests may fail too.
     Failed,
-    /// The sender has no room for this request now. It may accept the same request later. Since version 12.
+    /// The sender has no room for this request now. It may accept the same request later.
     Busy,
 }
 

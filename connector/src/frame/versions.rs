@@ -1,4 +1,4 @@
-//! The versions of the protocol that this build supports, and the differences between them.
+//! The versions of the protocol that this build supports.
 //!
 //! - **13**: the KV heads are outermost in a page. Processes of version 12 have the numbers of a page in another order, so this build does not
 //!   support version 12.

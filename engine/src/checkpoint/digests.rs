@@ -84,7 +84,12 @@ fn of_files_at(
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
             let Some(path) = paths.get(place) else { return Ok(found) };
-            found.push((place, of_file(now, path, &known, read).map_err(|error| (path.clone(), error))?));
+            let digest = of_file(now, path, &known, read).map_err(|error| {
+                // The other readers stop too.
+                next.store(paths.len(), Ordering::Relaxed);
+                (path.clone(), error)
+            })?;
+            found.push((place, digest));
         }
     };
     let readers = thread::available_parallelism().map_or(1, usize::from).min(READERS_MAX).min(paths.len());
@@ -152,13 +157,19 @@ fn load(store: &Path) -> Entries {
 /// Adds entries to a store, and removes those of files that are gone or have changed. Another process that does the same at this moment may undo it.
 fn keep(store: &Path, learnt: Entries) -> io::Result<()> {
     let mut entries = load(store);
-    entries.extend(learnt);
-    entries.retain(|path, (stamp, _)| fs::metadata(path).is_ok_and(|found| Stamp::of(&found) == *stamp));
-    while entries.len() > ENTRIES_MAX {
-        entries.pop_first();
+    // Hosts that share the store know the device of a file by other numbers.
+    let is_same = |stamp: &Stamp, found: Stamp| found.device != stamp.device || found == *stamp;
+    entries
+        .retain(|path, (stamp, _)| fs::metadata(path).is_ok_and(|found| is_same(stamp, Stamp::of(&found))));
+    if entries.len() + learnt.len() > ENTRIES_MAX {
+        entries.clear();
     }
+    // JSON has no other paths.
+    entries.extend(learnt.into_iter().filter(|(path, _)| path.to_str().is_some()));
     fs::create_dir_all(store.parent().unwrap_or(Path::new(".")))?;
-    let part = store.with_extension(format!("{}.part", process::id()));
+    // Processes in containers may have one pid and share the store.
+    let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    let part = store.with_extension(format!("{}-{nanos}.part", process::id()));
     fs::write(&part, serde_json::to_vec(&entries)?)?;
     fs::rename(&part, store)
 }

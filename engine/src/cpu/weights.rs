@@ -272,7 +272,40 @@ impl Loaded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Random;
+    use crate::testing::{Random, Tiny};
+
+    /// The numbers of a matrix, output by output.
+    fn numbers(matrix: &Linear) -> Vec<f32> {
+        let mut found = vec![0.0; matrix.outputs * matrix.inputs];
+        let outputs = found.chunks_exact_mut(matrix.inputs).enumerate();
+        outputs.for_each(|(output, to)| matrix.copy_output(output, to));
+        found
+    }
+
+    #[test]
+    fn fp8_weights_round_the_matrices_of_layers_only() {
+        let (file, _) = Tiny { kind: 0, ..Tiny::USUAL }.file();
+        let checkpoint = Checkpoint::open_headers(file.path(), crate::LoadFormat::Auto).unwrap();
+        let [plain, fp8] = [Quantization::None, Quantization::Fp8Weights].map(|quantization| {
+            let mut threads = Threads::new(1).map_err(|(_, error)| error).unwrap();
+            Weights::load(&checkpoint, quantization, &mut threads, &|_, _| ()).unwrap()
+        });
+        assert_eq!(numbers(&plain.embedding), numbers(&fp8.embedding));
+        assert_eq!(numbers(plain.output()), numbers(fp8.output()));
+        for (plain, fp8) in plain.layers.iter().zip(&fp8.layers) {
+            assert_eq!((&plain.attention_norm, &plain.feed_norm), (&fp8.attention_norm, &fp8.feed_norm));
+            let of = |layer: &Layer| {
+                let Layer { query, key, value, attention_output, gate, up, down, .. } = layer;
+                [query, key, value, attention_output, gate, up, down]
+                    .map(|matrix| (numbers(matrix), matrix.inputs))
+            };
+            for ((mut plain, inputs), (fp8, _)) in of(plain).into_iter().zip(of(fp8)) {
+                assert_ne!(plain, fp8);
+                plain.chunks_exact_mut(inputs).for_each(round_output);
+                assert_eq!(plain, fp8);
+            }
+        }
+    }
 
     #[test]
     fn panels_hold_the_same_numbers_as_the_tensor_for_every_type() {

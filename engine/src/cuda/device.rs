@@ -193,8 +193,11 @@ impl Buffer {
     /// Allocates a copy of `values`.
     pub(super) fn of<T: Copy>(device: &Arc<CudaDevice>, values: &[T]) -> Result<Self> {
         let buffer = Self::new(device, size_of_val(values))?;
-        // SAFETY: the buffer has the same size, and the call returns after the copy.
+        // SAFETY: the buffer has the same size, and the call returns after it has read `values`.
         unsafe { result::memcpy_htod_sync(buffer.address, values) }.named("cuMemcpyHtoD")?;
+        // The last bytes may still be on their way to the device, and our streams do not wait for the default stream.
+        // SAFETY: the default stream always exists.
+        unsafe { result::stream::synchronize(result::stream::null()) }.named("cuStreamSynchronize")?;
         Ok(buffer)
     }
 

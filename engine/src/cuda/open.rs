@@ -34,6 +34,8 @@ impl CudaEngine {
         let device = CudaDevice::open(ordinal).map_err(cuda)?;
         fits::check_device(&device)?;
         let checkpoint = Checkpoint::open(config, progress)?;
+        fits::check_spec(&checkpoint.spec)
+            .map_err(|what| OpenError::UnsupportedModel { path: config.model.clone(), what })?;
         let stream = Stream::new(&device).map_err(cuda)?;
         let weights = load_weights(config, &stream, &checkpoint, progress)?;
         let model = checkpoint.info().clone();
@@ -101,7 +103,7 @@ fn load_weights(
     }
 }
 
-/// Refuses a model that the kernels do not compute, and allocates the workspaces of attention.
+/// Allocates the workspaces of attention. Refuses a head size that has no kernel.
 fn open_attention(
     config: &EngineConfig,
     device: &Arc<CudaDevice>,
@@ -109,7 +111,6 @@ fn open_attention(
     layout: &KvLayout,
 ) -> Result<Attention, OpenError> {
     let unsupported = |what| OpenError::UnsupportedModel { path: config.model.clone(), what };
-    fits::check_spec(spec).map_err(unsupported)?;
     let decode_rows = (config.step_tokens as usize).clamp(GRAPH_ROWS_MAX, SAMPLED_MAX);
     let attention =
         Attention::new(device, &spec.attention, layout, pieces_max(decode_rows)).map_err(OpenError::Cuda)?;

@@ -77,7 +77,7 @@ impl StoredMatrix {
 }
 
 impl RoundedMatrix {
-    /// Rounds a matrix in bf16. It is done when this function returns.
+    /// Rounds a matrix in bf16. Waits for the kernel.
     ///
     /// # Panics
     /// If the buffer is too short.

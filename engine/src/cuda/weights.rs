@@ -26,8 +26,14 @@ use crate::model::tensors::TensorRow;
 /// Half the width of the uniform distribution of random weights. Its standard deviation is 0.02.
 const RANDOM_SCALE: f32 = 0.034_641_016;
 
-/// Most threads that convert weights. Each has one stack in host memory.
-const CONVERTERS_MAX: usize = 16;
+/// Most threads that convert weights.
+const CONVERTERS_MAX: usize = 8;
+
+/// Most bytes of host memory for a weight while it is converted: as stored, as a float and in bf16.
+const CONVERTING_BYTES: usize = 8;
+
+/// Most bytes of host memory for the matrices of layers that are converted at once. Embedding and output matrix come in addition.
+const CONVERTING_BYTES_MAX: usize = 8 << 30;
 
 /// One transformer layer. Matrices are `[outputs][inputs]`.
 pub(super) struct Layer {
@@ -78,15 +84,15 @@ impl Weights {
         let stacks: Vec<Stack<'_>> = stacks(checkpoint).collect();
         let (total, mut done) = (checkpoint.info().parameters, 0);
         let (next, mut made) = (AtomicUsize::new(0), Made::new());
-        let converters = thread::available_parallelism().map_or(1, usize::from).min(CONVERTERS_MAX);
+        let converters = converters(&stacks);
         thread::scope(|scope| {
-            // A converter waits until its stack is taken, so each has one stack in host memory.
+            // A converter waits until its stack is taken.
             let (sender, converted) = mpsc::sync_channel(0);
             for _ in 0..converters {
                 let (sender, stacks, next) = (sender.clone(), &stacks, &next);
                 scope.spawn(move || {
                     while let Some(stack) = stacks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        // After an error, nobody takes it.
+                        // After an error, the receiver is gone.
                         if sender.send((*stack, numbers(checkpoint, stack))).is_err() {
                             return;
                         }
@@ -151,7 +157,7 @@ pub(super) struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// Stores a stack whose numbers are on the device. Only one matrix at a time is there in two formats.
+    /// Stores a stack whose numbers are on the device. At most one matrix is in device memory in both formats.
     fn store(&self, stack: Stack<'_>, numbers: Buffer) -> Result<StoredMatrix> {
         let is_fp8 = self.quantization == Quantization::Fp8Weights && stack[0].is_quantised();
         let [inputs, _] = stack[0].dimensions[..] else { return Ok(StoredMatrix::Bf16(numbers)) };
@@ -171,6 +177,14 @@ type StackName = (Option<usize>, TensorRole);
 
 /// Stacks on the device.
 type Made = HashMap<StackName, StoredMatrix>;
+
+/// How many threads convert weights.
+fn converters(stacks: &[Stack<'_>]) -> usize {
+    let elements = |stack: &Stack<'_>| stack.iter().map(TensorRow::elements).sum::<usize>();
+    let largest = stacks.iter().filter(|stack| stack[0].layer.is_some()).map(elements).max().unwrap_or(1);
+    let fit = CONVERTING_BYTES_MAX / (CONVERTING_BYTES * largest);
+    thread::available_parallelism().map_or(1, usize::from).min(CONVERTERS_MAX).min(fit).max(1)
+}
 
 /// The stacks of a model, in the order of its tensor table.
 fn stacks(checkpoint: &Checkpoint) -> impl Iterator<Item = Stack<'_>> {

@@ -26,9 +26,9 @@ pub(super) fn print(gpu: &mut CudaEngine) -> Result<()> {
 /// Returns the floating-point operations per second of the best prompt's products, as if its attention took no time.
 fn prompts(gpu: &mut CudaEngine) -> Result<f64> {
     let (page_tokens, mut rate) = (gpu.kv().layout().page_tokens, 0f64);
-    // An untied output matrix has the size of the embedding, and a prompt multiplies only its last row with it.
+    // The models that are measured have an output matrix beside the embedding. A prompt multiplies only its last row with it.
     let embedding = gpu.embedding_parameters();
-    let row_operations = 2.0 * (gpu.model().parameters - 2 * embedding) as f64;
+    let row_operations = 2.0 * gpu.model().parameters.saturating_sub(2 * embedding) as f64;
     let sample = Some(Sample::greedy());
     let prompt = prompt(15_000);
     println!("{:>8} {:>7} {:>10} {:>12}", "prompt", "chunk", "ms", "tokens/s");

@@ -14,9 +14,10 @@ impl Config {
         in_archive.chain(in_packages).chain([cache.join(common::cache_folder::UCX)]).collect()
     }
 
-    /// The file that keeps the digests of model files from one start to the next.
-    pub fn digests_file(&self) -> PathBuf {
-        self.surroundings.cache.join("digests.json")
+    /// The file that keeps the digests of model files from one start to the next. `None` without a cache folder of the user.
+    pub fn digests_file(&self) -> Option<PathBuf> {
+        let cache = &self.surroundings.cache;
+        cache.is_absolute().then(|| cache.join("digests.json"))
     }
 
     /// Folders in which CUDA's libraries are searched after the loader's own search, in this order.

@@ -42,8 +42,7 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
         return vec![finding("gpu", what, remedy)];
     };
     let model = if is_wanted { subject.model() } else { None };
-    let weights =
-        model.and_then(|model| model.as_ref().as_ref().ok().map(|model| 2 * model.info().parameters));
+    let weights = model.and_then(|model| model.as_ref().as_ref().ok().map(|model| model.gpu_bytes()));
     let wish = GpuWish {
         is_wanted,
         has_lanes: transport::has_lanes(config.role),

@@ -69,7 +69,7 @@ pub(crate) fn engine(config: &Config) -> EngineConfig {
             "fp8_weights" => Quantization::Fp8Weights,
             _ => Quantization::None,
         },
-        digests: Some(config.digests_file()),
+        digests: config.digests_file(),
     }
 }
 
