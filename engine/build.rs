@@ -37,13 +37,14 @@ mod cuda {
 
     /// Slowest first. Only the FlashInfer units use `-use_fast_math`, which FlashInfer is tuned with. Our own kernels
     /// need exact rounding.
-    const UNITS: [Unit; 10] = [
+    const UNITS: [Unit; 11] = [
         Unit { source: "fa3.cu", flags: FLASH_128, headers: &["attention.cuh"] },
         Unit { source: "fa3.cu", flags: FLASH_64, headers: &["attention.cuh"] },
         Unit { source: "fa2.cu", flags: FLASH_128, headers: &["attention.cuh"] },
         Unit { source: "fa2.cu", flags: FLASH_64, headers: &["attention.cuh"] },
         Unit { source: "glue.cu", flags: &[], headers: &["launch.cuh"] },
         Unit { source: "row_products.cu", flags: &[], headers: &["fp8.cuh", "launch.cuh", "stages.cuh"] },
+        Unit { source: "fp8_products.cu", flags: &[], headers: &["launch.cuh", "stages.cuh", "wgmma.cuh"] },
         Unit { source: "fp8.cu", flags: &[], headers: &["fp8.cuh", "launch.cuh"] },
         Unit { source: "sample.cu", flags: &[], headers: &["launch.cuh", "rank.cuh"] },
         Unit { source: "score.cu", flags: &[], headers: &["launch.cuh", "rank.cuh"] },

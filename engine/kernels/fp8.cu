@@ -29,7 +29,7 @@ __device__ int exponent_of(float largest) {
 }
 
 // A block rounds the weights of one output.
-__global__ void __launch_bounds__(THREADS) quantise(const bf16* weights, uint32_t* words, float* scales, int inputs) {
+__global__ void __launch_bounds__(THREADS) quantise(const bf16* weights, uint32_t* words, float* scales, int inputs, bool plain) {
   __shared__ float of_warps[THREADS / WARP];
   const bf16* own = weights + int64_t{blockIdx.x} * inputs;
   float largest = 0.f;
@@ -43,10 +43,14 @@ __global__ void __launch_bounds__(THREADS) quantise(const bf16* weights, uint32_
 
   uint32_t* to = words + int64_t{blockIdx.x} * (inputs / 4);
   for (int word = threadIdx.x; word < inputs / 4; word += THREADS) {
-    const int first = word / 4 * GROUP_INPUTS + word % 4 * 2;
     const auto code = [&](int input) -> uint32_t {
       return __nv_cvt_float_to_fp8(__bfloat162float(own[input]) / scale, __NV_SATFINITE, __NV_E4M3);
     };
+    if (plain) {
+      to[word] = code(4 * word) | code(4 * word + 1) << 8 | code(4 * word + 2) << 16 | code(4 * word + 3) << 24;
+      continue;
+    }
+    const int first = word / 4 * GROUP_INPUTS + word % 4 * 2;
     const uint32_t codes[4] = {code(first), code(first + 1), code(first + 8), code(first + 9)};
     to[word] = packed(codes);
   }
@@ -85,8 +89,9 @@ struct QuantiseRows {
   float* scales;
   int32_t outputs;
   int32_t inputs;
+  int32_t plain;
 };
-static_assert(sizeof(QuantiseRows) == 32);
+static_assert(sizeof(QuantiseRows) == 40);
 
 struct DequantiseRows {
   const uint32_t* words;
@@ -99,11 +104,12 @@ static_assert(sizeof(DequantiseRows) == 32);
 
 extern "C" {
 
-// words[outputs][inputs / 4] and scales[outputs] = weights[outputs][inputs], rounded. `inputs` is a multiple of 16.
+// words[outputs][inputs / 4] and scales[outputs] = weights[outputs][inputs], rounded. A word has the codes of four inputs one after the other if
+// `plain`, else in the order of fp8.cuh. `inputs` is a multiple of 16.
 int baton_quantise_rows(const QuantiseRows* arguments, cudaStream_t stream) {
-  const auto [weights, words, scales, outputs, inputs] = *arguments;
+  const auto [weights, words, scales, outputs, inputs, plain] = *arguments;
   if (inputs % GROUP_INPUTS != 0) return cudaErrorInvalidValue;
-  quantise<<<outputs, THREADS, 0, stream>>>(weights, words, scales, inputs);
+  quantise<<<outputs, THREADS, 0, stream>>>(weights, words, scales, inputs, plain != 0);
   return cudaGetLastError();
 }
 

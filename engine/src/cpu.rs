@@ -100,6 +100,7 @@ impl CpuEngine {
             pages = kv.pages(),
             "model loaded"
         );
+        let weights = (weights, config.quantization);
         let forward = Forward::new(checkpoint.spec, weights, threads, kernels, config.step_tokens as usize);
         // A step may sample every row: the memory for logits grows on demand.
         let limits = StepLimits { tokens: config.step_tokens, rows: config.step_tokens };

@@ -26,6 +26,7 @@ mod lists;
 mod masks;
 mod open;
 mod pool;
+mod products;
 mod stored_matrix;
 mod survey;
 mod weights;

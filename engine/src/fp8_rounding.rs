@@ -1,8 +1,10 @@
-//! FP8 weights: e4m3 numbers with a power of two for each output.
+//! FP8 weights: e4m3 numbers with a power of two for each output. FP8 rows: e4m3 numbers with a scale for each row.
 //!
 //! A weight is `code × 2^exponent`, with the exponent of its output (its row of the matrix). The exponent is the smallest one with which the
 //! output's largest weight is at most 448, the largest e4m3 number. Such a weight is exact in bf16, so every backend computes with the
 //! same numbers. Exponents end at 7, so weights beyond ±57,344, which no model has, become that. `kernels/fp8.cu` has the same rule.
+//!
+//! A number of a row is `code × scale`. The scale is the row's largest magnitude divided by 448. `kernels/fp8_products.cu` has the same rule.
 
 use half::bf16;
 
@@ -18,9 +20,22 @@ pub(crate) fn round_output(weights: &mut [f32]) {
     weights.iter_mut().for_each(|weight| *weight = value(encode(*weight / scale)) * scale);
 }
 
+/// Rounds a row to the numbers that FP8 rows have.
+pub(crate) fn round_row(row: &mut [f32]) {
+    let scale = match largest(row) {
+        0.0 => 1.0,
+        largest => largest / 448.0,
+    };
+    row.iter_mut().for_each(|number| *number = value(encode(*number / scale)) * scale);
+}
+
+fn largest(numbers: &[f32]) -> f32 {
+    numbers.iter().fold(0f32, |largest, number| largest.max(number.abs()))
+}
+
 /// The exponent of an output with these weights.
 fn exponent(weights: &[f32]) -> i32 {
-    let largest = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs()));
+    let largest = largest(weights);
     if largest == 0.0 {
         return 0;
     }
@@ -45,6 +60,25 @@ mod tests {
             assert_eq!(exponent(&[largest, -0.5 * largest, 0.0]), expect, "{largest}");
         }
         assert_eq!(exponent(&[1e9]), 7);
+    }
+
+    #[test]
+    fn the_largest_number_of_a_row_stays_and_the_others_change_by_at_most_a_sixteenth() {
+        let mut row: Vec<f32> = (0..1000).map(|n| ((n * 7919 % 1000) as f32 - 499.5) * 1.37e-2).collect();
+        let before = row.clone();
+        round_row(&mut row);
+        assert_ne!(row, before);
+        let scale = largest(&before) / 448.0;
+        assert!((largest(&row) - largest(&before)).abs() <= 1e-6 * largest(&before));
+        for (rounded, number) in row.iter().zip(&before) {
+            assert!(
+                (rounded - number).abs() <= number.abs() / 16.0 + scale / 1024.0,
+                "{number} became {rounded}"
+            );
+        }
+        let mut zeros = [0.0; 8];
+        round_row(&mut zeros);
+        assert_eq!(zeros, [0.0; 8]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, OpenError};
 use crate::kv::KvLayout;
-use crate::model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo, Quantization};
+use crate::model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo};
 use crate::survey::GpuSurvey;
 
 /// A model of which only the headers were read.
@@ -61,7 +61,7 @@ impl InspectedModel {
     /// Bytes of the weights in the memory of a GPU.
     #[must_use]
     pub fn gpu_bytes(&self) -> u64 {
-        let is_fp8 = self.config.quantization == Quantization::Fp8Weights;
+        let is_fp8 = self.config.quantization.rounds_weights();
         let rows = self.checkpoint.tensors.iter();
         rows.map(|row| row.elements() as u64 * if is_fp8 && row.is_quantised() { 1 } else { 2 }).sum()
     }
@@ -93,6 +93,7 @@ pub fn gpu_survey(opens: bool) -> Result<Option<GpuSurvey>, CudaError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Quantization;
     use crate::model::tensors::TensorRow;
     use crate::testing::Tiny;
 

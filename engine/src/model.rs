@@ -66,6 +66,21 @@ pub enum Quantization {
     /// The matrices of the layers become e4m3 numbers with a power of two for each output. Embedding, output matrix and norms stay. Activations are not
     /// rounded. On a GPU the matrices take one byte a weight.
     Fp8Weights,
+    /// The matrices of the layers are those of [`Fp8Weights`](Self::Fp8Weights). The rows that they multiply become e4m3 numbers too, with a scale for
+    /// each row. On a GPU prompts and large steps take less time than in bf16.
+    Fp8,
+}
+
+impl Quantization {
+    /// Whether the matrices of the layers are rounded.
+    pub(crate) fn rounds_weights(self) -> bool {
+        self != Self::None
+    }
+
+    /// Whether the rows that the matrices of the layers multiply are rounded.
+    pub(crate) fn rounds_rows(self) -> bool {
+        self == Self::Fp8
+    }
 }
 
 /// Where weights come from.
@@ -93,6 +108,10 @@ impl EngineConfig {
         match self.quantization {
             Quantization::None => loaded,
             Quantization::Fp8Weights => with(loaded, b"e4m3 weights with a power of two for each output"),
+            Quantization::Fp8 => with(
+                loaded,
+                b"e4m3 weights with a power of two for each output, e4m3 rows with a scale for each row",
+            ),
         }
     }
 }

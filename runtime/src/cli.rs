@@ -113,7 +113,7 @@ pub struct StartOptions {
     #[arg(long, value_name = "TOKENS", help_heading = VLLM)]
     pub max_model_len: Option<String>,
 
-    /// Rounding of the weights: none or fp8_weights (`engine.quantization`)
+    /// Rounding of the weights, or of weights and activations: none, fp8_weights or fp8 (`engine.quantization`)
     #[arg(long, value_name = "METHOD", help_heading = VLLM)]
     pub quantization: Option<String>,
 

@@ -246,8 +246,9 @@ sections! {
         gpu_memory_utilization: f32 = share, |_, _| "0.9";
         /// `auto` reads the model's weights. `dummy` makes random weights, on a GPU only, for benchmarks.
         load_format: LoadFormatSetting = load_format, |_, _| "auto";
-        /// `fp8_weights` rounds the matrices of the layers to FP8 when they are loaded. Both ends of a link need the same value.
-        quantization: String = |value| one_of(value, &["none", "fp8_weights"]), |_, _| "none";
+        /// `fp8_weights` rounds the matrices of the layers to FP8 when they are loaded. `fp8` also rounds the rows that they multiply. Both ends of a link
+        /// need the same value.
+        quantization: String = |value| one_of(value, &["none", "fp8_weights", "fp8"]), |_, _| "none";
         /// Size of the pool of KV pages. The default is 1GiB, and on a GPU the rest of `engine.gpu_memory_utilization`.
         kv_bytes: Option<ByteSize> = |value| optional(value, bytes), |_, _| layers::NOTHING;
         /// Tokens in a KV page. Both ends of a link need the same value. The default is 16. On a GPU it is a power of two from 16 to 256 that makes pages of about 8 MiB.

@@ -8,7 +8,9 @@ use super::rope::Rope;
 use super::scratch::{Scratch, take};
 use super::threads::{Threads, WorkerPanicked};
 use super::weights::{Layer, Weights};
+use crate::fp8_rounding::round_row;
 use crate::kv::{KeyOrValue, KvPool};
+use crate::model::Quantization;
 use crate::model::spec::ModelSpec;
 use crate::pending::PendingSample;
 use crate::sampling::choose;
@@ -21,6 +23,8 @@ const UNIT_ROWS: usize = 16;
 pub(super) struct Forward {
     shape: ModelSpec,
     weights: Weights,
+    /// Whether the rows that the matrices of the layers multiply are rounded to FP8.
+    rounds_rows: bool,
     threads: Threads<Scratch>,
     kernels: &'static Kernels,
     rope: Rope,
@@ -46,7 +50,7 @@ struct Activations {
 impl Forward {
     pub(super) fn new(
         shape: ModelSpec,
-        weights: Weights,
+        (weights, quantization): (Weights, Quantization),
         threads: Threads<Scratch>,
         kernels: &'static Kernels,
         step_tokens: usize,
@@ -64,7 +68,18 @@ impl Forward {
         };
         let rope = Rope::new(shape.inverse_frequencies.clone());
         let logits = Matrix::new(1, shape.vocabulary);
-        Self { shape, weights, threads, kernels, rope, activations, logits, sampled: 0, scores: Vec::new() }
+        Self {
+            shape,
+            weights,
+            rounds_rows: quantization.rounds_rows(),
+            threads,
+            kernels,
+            rope,
+            activations,
+            logits,
+            sampled: 0,
+            scores: Vec::new(),
+        }
     }
 
     /// The logits of the `index`-th sampled chunk of the last step.
@@ -92,6 +107,7 @@ impl Forward {
         }
         let mut pass = Pass {
             shape: &self.shape,
+            rounds_rows: self.rounds_rows,
             threads: &mut self.threads,
             kernels: self.kernels,
             rope: &self.rope,
@@ -178,6 +194,7 @@ impl Forward {
 /// The data of one step that all layers use.
 struct Pass<'a> {
     shape: &'a ModelSpec,
+    rounds_rows: bool,
     threads: &'a mut Threads<Scratch>,
     kernels: &'static Kernels,
     rope: &'a Rope,
@@ -212,6 +229,7 @@ impl Pass<'_> {
             // positions, and no code writes them now. Units are distinct.
             unsafe { attention.compute(&units[unit], scratch) };
         })?;
+        self.round(attended)?;
         let task =
             Task { weights: &layer.attention_output, epilogue: Epilogue::Add(&self.activations.hidden) };
         apply(self.threads, self.kernels, attended, self.rows, &[task])
@@ -222,6 +240,7 @@ impl Pass<'_> {
         let Activations { hidden, feed, .. } = self.activations;
         self.norm(&layer.feed_norm)?;
         self.linear(&[Task { weights: &layer.gate, epilogue: Epilogue::SwiGlu { up: &layer.up, y: feed } }])?;
+        self.round(feed)?;
         let task = Task { weights: &layer.down, epilogue: Epilogue::Add(hidden) };
         apply(self.threads, self.kernels, feed, self.rows, &[task])
     }
@@ -232,10 +251,26 @@ impl Pass<'_> {
 
     fn norm(&mut self, weight: &[f32]) -> Result<(), WorkerPanicked> {
         let (Activations { hidden, normed, .. }, kernels) = (self.activations, self.kernels);
-        let epsilon = self.shape.norm_epsilon;
+        let (epsilon, rounds) = (self.shape.norm_epsilon, self.rounds_rows);
         self.each_row(&|row, _| {
-            // SAFETY: only this unit accesses the row. The two matrices are distinct. This machine supports the kernels.
-            unsafe { (kernels.rms_norm)(hidden.row(row), weight, epsilon, normed.row_mut(row)) };
+            // SAFETY: only this unit accesses the row. The two matrices are distinct.
+            let (from, to) = unsafe { (hidden.row(row), normed.row_mut(row)) };
+            // SAFETY: this machine supports the kernels.
+            unsafe { (kernels.rms_norm)(from, weight, epsilon, to) };
+            if rounds {
+                round_row(to);
+            }
+        })
+    }
+
+    /// Rounds the rows that a matrix of a layer multiplies next, if the engine rounds rows.
+    fn round(&mut self, rows: &Matrix) -> Result<(), WorkerPanicked> {
+        if !self.rounds_rows {
+            return Ok(());
+        }
+        self.each_row(&|row, _| {
+            // SAFETY: only this unit accesses the row.
+            round_row(unsafe { rows.row_mut(row) });
         })
     }
 

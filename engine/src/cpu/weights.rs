@@ -224,7 +224,7 @@ impl Loaded {
         let key = (row.layer, row.role);
         // The conversion runs without the lock.
         if let [inputs, outputs] = row.dimensions[..] {
-            let matrix = if quantization == Quantization::Fp8Weights && row.is_quantised() {
+            let matrix = if quantization.rounds_weights() && row.is_quantised() {
                 Linear::rounded(floats(kind, bytes), outputs, inputs)
             } else {
                 Linear::repack(kind, bytes, outputs, inputs)

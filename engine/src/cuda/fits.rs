@@ -88,12 +88,14 @@ fn forward_bytes(config: &EngineConfig, spec: &ModelSpec) -> u64 {
     let products = (query + 2 * key) * if spec.attention.bias { 2 } else { 1 };
     let row = 3 * spec.hidden + 2 * query + products + 3 * spec.feed_forward;
     let sampled = rows.min((SAMPLED_MAX + ROWS_SPARE) as u64);
-    // A matrix of a layer in bf16, for products of many rows.
-    let dequantised = match config.quantization {
+    let rounded = match config.quantization {
         Quantization::None => 0,
+        // A matrix of a layer in bf16, for products of many rows.
         Quantization::Fp8Weights => 2 * spec.hidden * (2 * spec.feed_forward).max(query + 2 * key),
+        // The rows in FP8.
+        Quantization::Fp8 => rows as usize * spec.hidden.max(query).max(spec.feed_forward),
     };
-    dequantised as u64
+    rounded as u64
         + rows * row as u64 * 2
         + sampled * (spec.vocabulary * 4 + spec.hidden * 2) as u64
         + (128 << 20)

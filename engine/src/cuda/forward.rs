@@ -15,21 +15,20 @@ use half::bf16;
 
 use super::attention::{Attention, Heads, PrefillPlan};
 use super::device::{Buffer, CudaDevice, Result, Stream};
-use super::gemm::{Gemm, Matrix, Output, ROWS_SPARE};
+use super::gemm::{Input, Matrix, Output, ROWS_SPARE};
 use super::kernels::{
-    baton_add_rms_norm, baton_embed, baton_rope_append, baton_row_products, baton_row_products_max,
-    baton_sample_rows, baton_score_rows, baton_silu_mul, baton_take_rows, launch,
+    baton_add_rms_norm, baton_embed, baton_rope_append, baton_sample_rows, baton_score_rows, baton_silu_mul,
+    baton_take_rows, launch,
 };
 use super::lists::Uploaded;
 use super::masks::{Masks, UploadedMasks};
-use super::stored_matrix::StoredMatrix;
+use super::products::Products;
 use super::weights::{Layer, Weights};
-use crate::gpu::arguments::{
-    AddRmsNorm, Embed, RopeAppend, RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
-};
+use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, SampleRows, ScoreRows, SiluMul, TakeRows};
 use crate::gpu::plan::{SETTING_WORDS, settings_of};
 use crate::gpu::score::SCORE_WORDS;
 use crate::kv::{KeyOrValue, KvPool, KvStrides};
+use crate::model::Quantization;
 use crate::model::spec::{AttentionSpec, ModelSpec};
 use crate::sampling::Sampling;
 
@@ -69,10 +68,11 @@ struct Matrices {
 }
 
 impl Matrices {
-    fn of(shape: &ModelSpec) -> Self {
+    /// The sizes of a model whose layers have matrices in the format `input`.
+    fn of(shape: &ModelSpec, input: Input) -> Self {
         let (query, key) = (shape.attention.query(), shape.attention.key());
         let (hidden, feed) = (shape.hidden, shape.feed_forward);
-        let half = |outputs, inputs| Matrix { outputs, inputs, output: Output::Bf16 };
+        let half = |outputs, inputs| Matrix { outputs, inputs, input, output: Output::Bf16 };
         // The bias is added before the sum is rounded.
         let before_bias = if shape.attention.bias { Output::F32 } else { Output::Bf16 };
         Self {
@@ -80,7 +80,12 @@ impl Matrices {
             attention_output: half(hidden, query),
             gate_up: half(2 * feed, hidden),
             down: half(hidden, feed),
-            output: Matrix { outputs: shape.vocabulary, inputs: hidden, output: Output::F32 },
+            output: Matrix {
+                outputs: shape.vocabulary,
+                inputs: hidden,
+                input: Input::Bf16,
+                output: Output::F32,
+            },
         }
     }
 }
@@ -90,11 +95,9 @@ pub(super) struct Forward {
     shape: ModelSpec,
     weights: Weights,
     matrices: Matrices,
-    gemm: Gemm,
+    products: Products,
     pub(super) attention: Attention,
     activations: Activations,
-    /// Memory for a matrix of a layer in bf16, if the matrices are in FP8.
-    dequantised: Option<Buffer>,
     inverse_frequencies: Buffer,
     /// `[sampled][vocabulary]`, f32.
     pub(super) logits: Buffer,
@@ -164,17 +167,17 @@ impl Forward {
     pub(super) fn new(
         device: &Arc<CudaDevice>,
         shape: ModelSpec,
-        weights: Weights,
+        (weights, quantization): (Weights, Quantization),
         attention: Attention,
         pool: Arc<KvPool>,
         rows: usize,
     ) -> Result<Self> {
         let query = shape.attention.query();
-        let matrices = Matrices::of(&shape);
+        let input = if quantization.rounds_rows() { Input::Fp8 } else { Input::Bf16 };
+        let matrices = Matrices::of(&shape, input);
         let Matrices { query_key_value, attention_output, gate_up, down, output } = matrices;
-        let of_layer = [query_key_value, attention_output, gate_up, down].map(|matrix| (matrix, rows));
-        let products = [&of_layer[..], &[(output, rows.min(SAMPLED_MAX))]].concat();
-        let gemm = Gemm::new(device, baton_row_products_max(0) as usize, &products)?;
+        let of_layer = [query_key_value, attention_output, gate_up, down];
+        let products = Products::new(device, quantization, &of_layer, (output, rows.min(SAMPLED_MAX)), rows)?;
         let sampled = rows.min(SAMPLED_MAX) + ROWS_SPARE;
         let rows = rows + ROWS_SPARE;
         let matrix = |rows: usize, columns: usize| Buffer::new(device, rows * columns * HALF);
@@ -193,13 +196,9 @@ impl Forward {
             last: matrix(sampled, shape.hidden)?,
         };
         let layout = pool.layout();
-        let is_fp8 = weights.layers.iter().any(|layer| matches!(layer.down, StoredMatrix::Fp8(_)));
-        let largest =
-            of_layer.iter().map(|(matrix, _)| matrix.outputs * matrix.inputs).max().unwrap_or_default();
         Ok(Self {
-            gemm,
+            products,
             matrices,
-            dequantised: is_fp8.then(|| Buffer::new(device, largest * HALF)).transpose()?,
             inverse_frequencies: Buffer::of(device, &shape.inverse_frequencies)?,
             logits: Buffer::new(device, sampled * shape.vocabulary * size_of::<f32>())?,
             scores: Buffer::new(device, sampled * SCORE_WORDS * size_of::<u32>())?,
@@ -284,7 +283,7 @@ impl Forward {
 
     fn output(&self, last: &Buffer, rows: usize, step: &Uploaded<'_>) -> Result<()> {
         let weights = self.weights.output();
-        self.multiply(last, weights, &self.logits, rows, self.matrices.output, step.stream)
+        self.products.multiply(last, weights, &self.logits, rows, self.matrices.output, step.stream)
     }
 
     /// Computes the log probabilities of the scored rows' targets, a slice of rows at a time.
@@ -332,7 +331,7 @@ impl Forward {
         let rows = step.plan().rows;
         self.norm(before, &layer.attention_norm, step)?;
         let matrix = self.matrices.query_key_value;
-        self.multiply(normed, &layer.query_key_value, query_key_value, rows, matrix, step.stream)?;
+        self.products.multiply(normed, &layer.query_key_value, query_key_value, rows, matrix, step.stream)?;
         let [keys, values] = [KeyOrValue::Key, KeyOrValue::Value]
             .map(|part| self.pool.layout().offset_bytes(0, index as u32, part, 0) as usize / HALF);
         self.rope_append(keys, layer, step)?;
@@ -344,7 +343,7 @@ impl Forward {
             self.attention.run_decode(step, &of_layer)?;
         }
         let matrix = self.matrices.attention_output;
-        self.multiply(attended, &layer.attention_output, delta, rows, matrix, step.stream)
+        self.products.multiply(attended, &layer.attention_output, delta, rows, matrix, step.stream)
     }
 
     /// Adds the layer's biases, applies its head norms and RoPE to the step's queries and keys, and writes its keys and values
@@ -386,7 +385,7 @@ impl Forward {
         let Activations { normed, delta, gate_up, feed, .. } = &self.activations;
         let (rows, feed_forward) = (step.plan().rows, self.shape.feed_forward);
         self.norm(Some(delta), &layer.feed_norm, step)?;
-        self.multiply(normed, &layer.gate_up, gate_up, rows, self.matrices.gate_up, step.stream)?;
+        self.products.multiply(normed, &layer.gate_up, gate_up, rows, self.matrices.gate_up, step.stream)?;
         let arguments = SiluMul {
             gate_up: gate_up.numbers(0, rows * 2 * feed_forward),
             out: feed.numbers(0, rows * feed_forward),
@@ -395,7 +394,7 @@ impl Forward {
         };
         // SAFETY: see the module's documentation.
         unsafe { launch("baton_silu_mul", baton_silu_mul, &arguments, step.stream)? };
-        self.multiply(feed, &layer.down, delta, rows, self.matrices.down, step.stream)
+        self.products.multiply(feed, &layer.down, delta, rows, self.matrices.down, step.stream)
     }
 
     /// `hidden += delta` if there is a delta, then `normed = norm(hidden)`.
@@ -414,60 +413,5 @@ impl Forward {
         };
         // SAFETY: see the module's documentation.
         unsafe { launch("baton_add_rms_norm", baton_add_rms_norm, &arguments, step.stream) }
-    }
-
-    /// `y = x · weightsᵀ` for the first `rows` rows.
-    fn multiply(
-        &self,
-        x: &Buffer,
-        weights: &StoredMatrix,
-        y: &Buffer,
-        rows: usize,
-        matrix: Matrix,
-        stream: &Stream,
-    ) -> Result<()> {
-        // With few rows a product is bound by reading the weights, and `row_products` is faster than the library.
-        let few = weights.rows_few();
-        if rows > few && self.gemm.has_plan(matrix, rows) {
-            let Matrix { outputs, inputs, .. } = matrix;
-            let numbers = match (weights, &self.dequantised) {
-                (StoredMatrix::Fp8(fp8), Some(numbers)) => {
-                    fp8.dequantise(numbers, outputs, inputs, stream)?;
-                    numbers
-                }
-                (weights, _) => weights.bf16(),
-            };
-            return self.gemm.multiply(stream, x, numbers, y, rows, matrix);
-        }
-        for first in (0..rows).step_by(few) {
-            self.multiply_few(x, weights, y, first..rows, matrix, stream)?;
-        }
-        Ok(())
-    }
-
-    /// `y = x · weightsᵀ` for as many rows from the first one on as one call computes. The product is bound by reading the weights.
-    fn multiply_few(
-        &self,
-        x: &Buffer,
-        weights: &StoredMatrix,
-        y: &Buffer,
-        rows: Range<usize>,
-        Matrix { outputs, inputs, output }: Matrix,
-        stream: &Stream,
-    ) -> Result<()> {
-        let (first, rows) = (rows.start, rows.len().min(weights.rows_few()));
-        let (weights, scales) = weights.addresses(outputs, inputs);
-        let arguments = RowProducts {
-            weights,
-            scales,
-            x: x.numbers(first * inputs, rows * inputs),
-            y: output.numbers(y, first * outputs, rows * outputs),
-            wide: i32::from(output == Output::F32),
-            rows: rows as i32,
-            outputs: outputs as i32,
-            inputs: inputs as i32,
-        };
-        // SAFETY: see the module's documentation.
-        unsafe { launch("baton_row_products", baton_row_products, &arguments, stream) }
     }
 }

@@ -1,16 +1,21 @@
-//! GEMMs with the weights through cublasLt. They are planned when the engine opens.
+//! GEMMs with the weights through cublasLt, in bf16 or in FP8 with scales of rows and outputs. They are planned when the engine opens.
 //!
 //! Only algorithms without split-K are used. They sum a row's products in the same order for any number of rows and any
-//! tile, so a row's result does not depend on the other rows, to the bit. For few rows, where split-K would be faster, the
-//! `row_products` kernel is used instead.
+//! tile, so a row's result does not depend on the other rows, to the bit. For few rows, where split-K would be faster, our
+//! own kernels are used instead.
 //!
 //! [`rows`] defines the row counts that have plans. The number of plans depends only on the model and on the largest step.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
+use std::ptr;
 use std::sync::Arc;
 
+use cudarc::cublaslt::sys::cublasLtMatmulDescAttributes_t::{
+    CUBLASLT_MATMUL_DESC_A_SCALE_POINTER as WEIGHTS_SCALES,
+    CUBLASLT_MATMUL_DESC_B_SCALE_POINTER as ROWS_SCALES,
+};
 use cudarc::cublaslt::{result, sys};
 use half::bf16;
 
@@ -59,12 +64,29 @@ impl Output {
     }
 }
 
-/// The sizes of a weight matrix, and the format of its products.
+/// The number format of a GEMM's weights and rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Input {
+    Bf16,
+    /// E4m3 codes.
+    Fp8,
+}
+
+/// The sizes of a weight matrix, and the formats of its numbers and products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Matrix {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
+    pub(super) input: Input,
     pub(super) output: Output,
+}
+
+/// The rows or the weights of a GEMM.
+#[derive(Clone, Copy)]
+pub(super) struct Factor {
+    pub(super) numbers: *const c_void,
+    /// In FP8 a scale for each row, or for each output. Else null.
+    pub(super) scales: *const f32,
 }
 
 /// An owned object of cublasLt, and the function that destroys it.
@@ -80,13 +102,25 @@ impl<T: Copy> Drop for CublasHandle<T> {
     }
 }
 
-/// The plan of one matrix and row count: its layouts and its algorithm.
-struct Prepared {
+/// The description of a product with one matrix and row count.
+struct Operands {
     rows: usize,
-    description: CublasHandle<sys::cublasLtMatmulDesc_t>,
+    description: Description,
     weights: CublasHandle<sys::cublasLtMatrixLayout_t>,
     x: CublasHandle<sys::cublasLtMatrixLayout_t>,
     y: CublasHandle<sys::cublasLtMatrixLayout_t>,
+}
+
+impl Operands {
+    /// The plan with an algorithm.
+    fn with(self, algorithm: sys::cublasLtMatmulAlgo_t) -> Prepared {
+        Prepared { of: self, algorithm }
+    }
+}
+
+/// The plan of one matrix and row count.
+struct Prepared {
+    of: Operands,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
@@ -94,6 +128,53 @@ impl Prepared {
     fn is_for_hopper(&self) -> bool {
         is_for_hopper(&self.algorithm)
     }
+
+    /// Sets an attribute of the description.
+    fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
+        set(&self.of.description, attribute, value)
+    }
+}
+
+/// The description of a GEMM.
+type Description = CublasHandle<sys::cublasLtMatmulDesc_t>;
+
+/// Sets an attribute of a description, which has the type `T`.
+fn set<T>(
+    description: &Description,
+    attribute: sys::cublasLtMatmulDescAttributes_t,
+    value: &T,
+) -> Result<()> {
+    // SAFETY: the handle is live, and the library copies the value.
+    unsafe {
+        result::set_matmul_desc_attribute(
+            description.raw,
+            attribute,
+            ptr::from_ref(value).cast(),
+            size_of::<T>(),
+        )
+    }
+    .named("cublasLtMatmulDescSetAttribute")
+}
+
+/// Describes `weightsᵀ · x`. In FP8 with scales of outputs and rows, whose addresses each call sets. Before, they are `scales`.
+fn describe(input: Input, scales: *const f32) -> Result<Description> {
+    use sys::cublasLtMatmulDescAttributes_t::{
+        CUBLASLT_MATMUL_DESC_A_SCALE_MODE as WEIGHTS_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE as ROWS_MODE,
+        CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_WEIGHTS,
+    };
+    use sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as FOR_EACH;
+    use sys::cudaDataType_t::CUDA_R_32F as F32;
+    let raw = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, F32)
+        .named("cublasLtMatmulDescCreate")?;
+    let description = CublasHandle { raw, destroy: result::destroy_matmul_desc };
+    set(&description, TRANSPOSE_WEIGHTS, &1i32)?;
+    if input == Input::Fp8 {
+        set(&description, WEIGHTS_MODE, &FOR_EACH)?;
+        set(&description, ROWS_MODE, &FOR_EACH)?;
+        set(&description, WEIGHTS_SCALES, &scales)?;
+        set(&description, ROWS_SCALES, &scales)?;
+    }
+    Ok(description)
 }
 
 /// The library's handle, its workspace and the plans. Only one stream at a time may use them.
@@ -155,42 +236,61 @@ impl Gemm {
         self.plans.contains_key(&(matrix, rows::planned(rows)))
     }
 
-    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`, with bf16 inputs and f32 sums. Also computes up to
-    /// [`ROWS_SPARE`] padding rows.
+    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`, with f32 sums. Also computes up to [`ROWS_SPARE`] padding rows.
     ///
     /// # Panics
-    /// If there is no [plan](Self::has_plan), or if a buffer is too short.
-    pub(super) fn multiply(
+    /// If there is no [plan](Self::has_plan), or if `y` is too short.
+    ///
+    /// # Safety
+    /// `weights` and `x` are in the matrix's format. `x` has room for the padding rows.
+    pub(super) unsafe fn multiply(
         &self,
         stream: &Stream,
-        x: &Buffer,
-        weights: &Buffer,
+        x: Factor,
+        weights: Factor,
         y: &Buffer,
         rows: usize,
         matrix: Matrix,
     ) -> Result<()> {
         let plan = &self.plans[&(matrix, rows::planned(rows))];
-        let Matrix { outputs, inputs, output } = matrix;
-        let x: *const bf16 = x.numbers(0, plan.rows * inputs);
-        let weights: *const bf16 = weights.numbers(0, outputs * inputs);
-        let y = output.numbers(y, 0, plan.rows * outputs);
+        let y = matrix.output.numbers(y, 0, plan.of.rows * matrix.outputs);
+        // SAFETY: the caller's contract, and `y` has the plan's size, as just checked.
+        unsafe { self.run(plan, x, weights, y, stream) }
+    }
+
+    /// Submits a product with a plan.
+    ///
+    /// # Safety
+    /// `weights`, `x` and `y` are in the plan's formats and have its sizes.
+    unsafe fn run(
+        &self,
+        plan: &Prepared,
+        x: Factor,
+        weights: Factor,
+        y: *mut c_void,
+        stream: &Stream,
+    ) -> Result<()> {
         let (one, zero) = (1f32, 0f32);
-        // SAFETY: the matrices and the workspace have the sizes of the plan, as just checked. GEMMs of one stream use the
-        // workspace one after the other. In host pointer mode the call reads the scalars before it returns.
+        if !weights.scales.is_null() {
+            plan.set(WEIGHTS_SCALES, &weights.scales)?;
+            plan.set(ROWS_SCALES, &x.scales)?;
+        }
+        // SAFETY: the matrices have the sizes of the plan, by the caller's contract, and so has the workspace. GEMMs of one stream use
+        // the workspace one after the other. In host pointer mode the call reads the scalars before it returns.
         unsafe {
             result::matmul(
                 self.handle,
-                plan.description.raw,
+                plan.of.description.raw,
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
-                weights.cast(),
-                plan.weights.raw,
-                x.cast(),
-                plan.x.raw,
+                weights.numbers,
+                plan.of.weights.raw,
+                x.numbers,
+                plan.of.x.raw,
                 y.cast_const(),
-                plan.y.raw,
+                plan.of.y.raw,
                 y,
-                plan.y.raw,
+                plan.of.y.raw,
                 &raw const plan.algorithm,
                 self.workspace.numbers::<u8>(0, WORKSPACE_BYTES).cast(),
                 WORKSPACE_BYTES,
@@ -200,41 +300,48 @@ impl Gemm {
         .named("cublasLtMatmul")
     }
 
-    /// Prepares a plan with the first algorithm for Hopper among at most `most` suggestions, or with the first suggestion. cublasLt is
-    /// column-major: `y` is `outputs × rows`, and the weights are `inputs × outputs`, transposed.
-    fn prepare(
-        &self,
-        Matrix { outputs, inputs, output }: Matrix,
-        rows: usize,
-        most: usize,
-    ) -> Result<Prepared> {
-        use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_A;
-        use sys::cublasLtMatmulPreferenceAttributes_t::{
-            CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as WORKSPACE,
-            CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK as REDUCTIONS,
-        };
-        use sys::cudaDataType_t::{CUDA_R_16BF as BF16, CUDA_R_32F as F32};
-        let description = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, F32)
-            .named("cublasLtMatmulDescCreate")?;
-        let description = CublasHandle { raw: description, destroy: result::destroy_matmul_desc };
-        let transposed = 1i32;
-        // SAFETY: the attribute is an i32.
-        unsafe {
-            result::set_matmul_desc_attribute(description.raw, TRANSPOSE_A, (&raw const transposed).cast(), 4)
-        }
-        .named("cublasLtMatmulDescSetAttribute")?;
+    /// Prepares a plan with the first algorithm for Hopper among at most `most` suggestions, or with the first suggestion.
+    fn prepare(&self, matrix: Matrix, rows: usize, most: usize) -> Result<Prepared> {
+        let suggestions = self.suggestions(matrix, rows, most)?;
+        let best = suggestions.iter().find(|algorithm| is_for_hopper(algorithm)).unwrap_or(&suggestions[0]);
+        Ok(self.operands(matrix, rows)?.with(*best))
+    }
+
+    /// Describes a product. cublasLt is column-major: `y` is `outputs × rows`, and the weights are `inputs × outputs`, transposed.
+    fn operands(&self, Matrix { outputs, inputs, input, output }: Matrix, rows: usize) -> Result<Operands> {
+        use sys::cudaDataType_t::{CUDA_R_8F_E4M3 as FP8, CUDA_R_16BF as BF16, CUDA_R_32F as F32};
         let layout = |kind, rows: usize, columns: usize| {
             let raw = result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
                 .named("cublasLtMatrixLayoutCreate")?;
             Ok(CublasHandle { raw, destroy: result::destroy_matrix_layout })
         };
-        let (weights, x) = (layout(BF16, inputs, outputs)?, layout(BF16, inputs, rows)?);
-        let y = layout(if output == Output::F32 { F32 } else { BF16 }, outputs, rows)?;
+        let kind = if input == Input::Fp8 { FP8 } else { BF16 };
+        Ok(Operands {
+            rows,
+            description: describe(input, self.workspace.numbers::<f32>(0, 1))?,
+            weights: layout(kind, inputs, outputs)?,
+            x: layout(kind, inputs, rows)?,
+            y: layout(if output == Output::F32 { F32 } else { BF16 }, outputs, rows)?,
+        })
+    }
+
+    /// Between one and `most` algorithms that cublasLt suggests, the best first. `most` is at most [`CANDIDATES`].
+    fn suggestions(
+        &self,
+        matrix: Matrix,
+        rows: usize,
+        most: usize,
+    ) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
+        use sys::cublasLtMatmulPreferenceAttributes_t::{
+            CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as WORKSPACE,
+            CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK as REDUCTIONS,
+        };
+        let Operands { description, weights, x, y, .. } = self.operands(matrix, rows)?;
         let preference = result::create_matmul_pref().named("cublasLtMatmulPreferenceCreate")?;
         let preference = CublasHandle { raw: preference, destroy: result::destroy_matmul_pref };
         let (max, whole) = (WORKSPACE_BYTES, 0u32);
         // SAFETY: the attributes are a u64 and a u32, and all handles are live.
-        let candidates = unsafe {
+        unsafe {
             let (description, preference) = (description.raw, preference.raw);
             result::set_matmul_pref_attribute(preference, WORKSPACE, (&raw const max).cast(), 8)
                 .and_then(|()| {
@@ -242,10 +349,8 @@ impl Gemm {
                 })
                 .named("cublasLtMatmulPreferenceSetAttribute")?;
             candidates(self.handle, description, [&weights, &x, &y], preference, most)
-                .named("cublasLtMatmulAlgoGetHeuristic")?
-        };
-        let best = candidates.iter().find(|algorithm| is_for_hopper(algorithm)).unwrap_or(&candidates[0]);
-        Ok(Prepared { rows, description, weights, x, y, algorithm: *best })
+                .named("cublasLtMatmulAlgoGetHeuristic")
+        }
     }
 }
 

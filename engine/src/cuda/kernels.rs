@@ -5,8 +5,8 @@ use std::ffi::c_void;
 use super::device::{Result, Stream};
 use crate::error::CudaError;
 use crate::gpu::arguments::{
-    AddRmsNorm, DequantiseRows, Embed, Fa2Run, Fa3Plan, Fa3Run, Fill, PageContents, QuantiseRows, RopeAppend,
-    RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
+    AddRmsNorm, DequantiseRows, Embed, Fa2Run, Fa3Plan, Fa3Run, Fill, Fp8Products, PageContents,
+    QuantiseRows, RopeAppend, RoundRows, RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
 };
 
 /// A function that submits a kernel to a stream.
@@ -33,6 +33,8 @@ calls! {
     RowProducts: baton_row_products;
     QuantiseRows: baton_quantise_rows;
     DequantiseRows: baton_dequantise_rows;
+    RoundRows: baton_round_rows;
+    Fp8Products: baton_fp8_products;
     PageContents: baton_page_contents;
     // FlashInfer's kernels have one instance per head size.
     Fa3Plan: baton_fa3_plan_64, baton_fa3_plan_128;
@@ -45,6 +47,7 @@ unsafe extern "C" {
     pub(super) safe fn baton_page_totals_bytes() -> u64;
     pub(super) safe fn baton_pages_max() -> i32;
     pub(super) safe fn baton_row_products_max(is_fp8: i32) -> i32;
+    pub(super) safe fn baton_fp8_products_max() -> i32;
 }
 
 /// FlashInfer's kernels for one head size.

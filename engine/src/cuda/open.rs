@@ -49,6 +49,7 @@ impl CudaEngine {
         let graph_lists = graph_lists(&device, page_tokens).map_err(cuda)?;
         let rows = (config.step_tokens as usize).max(GRAPH_ROWS_MAX);
         let vocabulary = spec.vocabulary;
+        let weights = (weights, config.quantization);
         let forward = Forward::new(&device, spec, weights, attention, Arc::clone(&kv), rows).map_err(cuda)?;
         tracing::info!(
             gpu = device.name().map_err(cuda)?,

@@ -6,16 +6,21 @@ use std::ptr;
 use half::bf16;
 
 use super::device::{Buffer, Result, Stream};
-use super::kernels::{baton_dequantise_rows, baton_quantise_rows, baton_row_products_max, launch};
+use super::kernels::{
+    baton_dequantise_rows, baton_fp8_products_max, baton_quantise_rows, baton_row_products_max, launch,
+};
 use crate::gpu::arguments::{DequantiseRows, QuantiseRows};
 
 /// A matrix, or a vector, of weights. A matrix is `[outputs][inputs]`.
 pub(super) enum StoredMatrix {
     Bf16(Buffer),
+    /// FP8 weights that multiply rows in bf16, in the format of `kernels/fp8.cuh`.
+    Fp8Weights(RoundedMatrix),
+    /// FP8 weights that multiply rows in FP8: the codes of an output are one after the other.
     Fp8(RoundedMatrix),
 }
 
-/// FP8 weights, in the format of `kernels/fp8.cuh`.
+/// FP8 weights.
 pub(super) struct RoundedMatrix {
     /// `[outputs][inputs / 4]`, with four codes each.
     words: Buffer,
@@ -28,13 +33,18 @@ impl StoredMatrix {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Bf16(numbers) => numbers.bytes(),
-            Self::Fp8(RoundedMatrix { words, scales }) => words.bytes() + scales.bytes(),
+            Self::Fp8Weights(rounded) | Self::Fp8(rounded) => rounded.words.bytes() + rounded.scales.bytes(),
         }
     }
 
-    /// The most rows that one call of `row_products` multiplies.
+    /// The most rows that one call of our kernel for these weights multiplies.
     pub(super) fn rows_few(&self) -> usize {
-        baton_row_products_max(i32::from(matches!(self, Self::Fp8(_)))) as usize
+        let rows = match self {
+            Self::Bf16(_) => baton_row_products_max(0),
+            Self::Fp8Weights(_) => baton_row_products_max(1),
+            Self::Fp8(_) => baton_fp8_products_max(),
+        };
+        rows as usize
     }
 
     /// The addresses of the weights and, in FP8, of the scales of their outputs.
@@ -46,7 +56,8 @@ impl StoredMatrix {
             Self::Bf16(numbers) => {
                 (numbers.numbers::<bf16>(0, outputs * inputs).cast_const().cast(), ptr::null())
             }
-            Self::Fp8(RoundedMatrix { words, scales }) => (
+            Self::Fp8Weights(RoundedMatrix { words, scales })
+            | Self::Fp8(RoundedMatrix { words, scales }) => (
                 words.numbers::<u32>(0, outputs * inputs / 4).cast_const().cast(),
                 scales.numbers::<f32>(0, outputs).cast_const(),
             ),
@@ -60,7 +71,7 @@ impl StoredMatrix {
     pub(super) fn bf16(&self) -> &Buffer {
         match self {
             Self::Bf16(numbers) => numbers,
-            Self::Fp8(_) => panic!("only matrices of layers are in FP8"),
+            _ => panic!("only matrices of layers are in FP8"),
         }
     }
 
@@ -71,17 +82,22 @@ impl StoredMatrix {
     pub(super) fn into_bf16(self) -> Buffer {
         match self {
             Self::Bf16(numbers) => numbers,
-            Self::Fp8(_) => panic!("only matrices of layers are in FP8"),
+            _ => panic!("only matrices of layers are in FP8"),
         }
     }
 }
 
 impl RoundedMatrix {
-    /// Rounds a matrix in bf16. Waits for the kernel.
+    /// Rounds a matrix in bf16. The codes of an output are one after the other if `is_plain`. Waits for the kernel.
     ///
     /// # Panics
     /// If the buffer is too short.
-    pub(super) fn of(numbers: &Buffer, outputs: usize, inputs: usize, stream: &Stream) -> Result<Self> {
+    pub(super) fn of(
+        numbers: &Buffer,
+        (outputs, inputs): (usize, usize),
+        is_plain: bool,
+        stream: &Stream,
+    ) -> Result<Self> {
         let words = Buffer::new(stream.device(), outputs * inputs)?;
         let scales = Buffer::new(stream.device(), outputs * size_of::<f32>())?;
         let arguments = QuantiseRows {
@@ -90,6 +106,7 @@ impl RoundedMatrix {
             scales: scales.numbers(0, outputs),
             outputs: outputs as i32,
             inputs: inputs as i32,
+            plain: i32::from(is_plain),
         };
         // SAFETY: the buffers have the sizes in the arguments, as just checked, and live until the wait below.
         unsafe { launch("baton_quantise_rows", baton_quantise_rows, &arguments, stream)? };
@@ -97,7 +114,7 @@ impl RoundedMatrix {
         Ok(Self { words, scales })
     }
 
-    /// Writes the matrix in bf16 to `numbers`, in stream order.
+    /// Writes a matrix of [`StoredMatrix::Fp8Weights`] in bf16 to `numbers`, in stream order.
     ///
     /// # Panics
     /// If a buffer is too short.

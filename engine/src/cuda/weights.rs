@@ -159,13 +159,14 @@ pub(super) struct Loader<'a> {
 impl Loader<'_> {
     /// Stores a stack whose numbers are on the device. At most one matrix is in device memory in both formats.
     fn store(&self, stack: Stack<'_>, numbers: Buffer) -> Result<StoredMatrix> {
-        let is_fp8 = self.quantization == Quantization::Fp8Weights && stack[0].is_quantised();
         let [inputs, _] = stack[0].dimensions[..] else { return Ok(StoredMatrix::Bf16(numbers)) };
-        if !is_fp8 {
+        if !(self.quantization.rounds_weights() && stack[0].is_quantised()) {
             return Ok(StoredMatrix::Bf16(numbers));
         }
         let outputs = stack.iter().map(TensorRow::elements).sum::<usize>() / inputs;
-        RoundedMatrix::of(&numbers, outputs, inputs, self.stream).map(StoredMatrix::Fp8)
+        let is_plain = self.quantization.rounds_rows();
+        let rounded = RoundedMatrix::of(&numbers, (outputs, inputs), is_plain, self.stream)?;
+        Ok(if is_plain { StoredMatrix::Fp8(rounded) } else { StoredMatrix::Fp8Weights(rounded) })
     }
 }
 

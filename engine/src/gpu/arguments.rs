@@ -125,19 +125,41 @@ arguments! {
         outputs: i32,
         inputs: i32,
     }
-    /// `words` and `scales` = `weights[outputs][inputs]`, rounded to FP8.
-    QuantiseRows, 32 bytes {
+    /// `words` and `scales` = `weights[outputs][inputs]`, rounded to FP8. A word has four codes: those of four inputs one after the other if `plain`,
+    /// else in the order of `fp8.cuh`.
+    QuantiseRows, 40 bytes {
         weights: *const bf16,
         words: *mut u32,
         scales: *mut f32,
         outputs: i32,
         inputs: i32,
+        plain: i32,
     }
-    /// The reverse of [`QuantiseRows`].
+    /// The reverse of [`QuantiseRows`], for words that are not plain.
     DequantiseRows, 32 bytes {
         words: *const u32,
         scales: *const f32,
         weights: *mut bf16,
+        outputs: i32,
+        inputs: i32,
+    }
+    /// `codes` and `scales` = `x[rows][inputs]`, rounded to FP8 with a scale for each row.
+    RoundRows, 32 bytes {
+        x: *const bf16,
+        codes: *mut u8,
+        scales: *mut f32,
+        rows: i32,
+        inputs: i32,
+    }
+    /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ` of FP8 codes with scales of outputs and rows. `y` is f32 if `wide`, else bf16.
+    Fp8Products, 56 bytes {
+        weights: *const u8,
+        output_scales: *const f32,
+        x: *const u8,
+        row_scales: *const f32,
+        y: *mut c_void,
+        wide: i32,
+        rows: i32,
         outputs: i32,
         inputs: i32,
     }

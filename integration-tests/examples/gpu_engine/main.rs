@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
-//! target/release/examples/gpu_engine [fp8_weights] [CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
+//! target/release/examples/gpu_engine [fp8_weights | fp8] [CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
 //! target/release/examples/gpu_engine company SECONDS
 //! target/release/examples/gpu_engine failure
 //! ```
@@ -10,7 +10,7 @@
 //! batches against the same rows alone (bit for bit), tokens sampled on the GPU and log probabilities of prompts against those of the host, and
 //! page hashes against those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
 //!
-//! `fp8_weights` in front rounds the weights of all models to FP8.
+//! `fp8_weights` in front rounds the weights of all models to FP8, and `fp8` also the rows that they multiply.
 //!
 //! - `speed` only measures prompts, the page hash and decode steps.
 //! - `step` computes one decode step of one row, and `prefill` one prompt, for a profiler: `ncu --metrics gpu__time_duration.sum --csv`.
@@ -454,8 +454,13 @@ fn repeated_company(seconds: u64) -> Result<()> {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if arguments.first() == Some(&"fp8_weights") {
-        QUANTIZATION.get_or_init(|| Quantization::Fp8Weights);
+    let rounded = match arguments.first() {
+        Some(&"fp8_weights") => Some(Quantization::Fp8Weights),
+        Some(&"fp8") => Some(Quantization::Fp8),
+        _ => None,
+    };
+    if let Some(rounded) = rounded {
+        QUANTIZATION.get_or_init(|| rounded);
         arguments.remove(0);
     }
     let number = |text: &str| text.parse::<usize>().with_context(|| format!("{text} is not a number"));
@@ -470,7 +475,7 @@ fn main() -> Result<()> {
         [folder, "pages", tokens] => digest(Path::new(folder), number(tokens)?),
         [folder, "logits", tokens, file] => logits(Path::new(folder), number(tokens)?, file),
         _ => bail!(
-            "the arguments are: [fp8_weights], and nothing, or company SECONDS, or failure, or CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
+            "the arguments are: [fp8_weights | fp8], and nothing, or company SECONDS, or failure, or CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
         ),
     }
 }

@@ -67,6 +67,7 @@ pub(crate) fn engine(config: &Config) -> EngineConfig {
         },
         quantization: match config.engine.quantization.as_str() {
             "fp8_weights" => Quantization::Fp8Weights,
+            "fp8" => Quantization::Fp8,
             _ => Quantization::None,
         },
         digests: config.digests_file(),

@@ -1,0 +1,271 @@
+// Products of a few FP8 rows with FP8 weights: both have e4m3 codes, a row has a scale, and an output has a scale.
+//
+// **A row's result is bit-identical to that of cublasLt's kernel for any number of rows.** The sums in wgmma's FP8 products have few bits, so after
+// every 128 inputs they are added to sums in f32, and these are multiplied by the output's scale and then by the row's. cublasLt's kernel does the
+// same. The program `gpu_engine` checks this.
+//
+// A block has a warpgroup that multiplies and a warp that copies tiles of weights and of rows to shared memory. It starts to copy weights before
+// the rows are ready, because weights do not depend on the previous kernel.
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include "launch.cuh"
+#include "stages.cuh"
+#include "wgmma.cuh"
+
+namespace {
+
+constexpr int GROUP = 4 * WARP, GROUP_OUTPUTS = 64;  // a warpgroup, and the outputs that it multiplies
+constexpr int ROWS_MAX = 64;
+constexpr int SLICE_INPUTS = LINE_BYTES, STEP_INPUTS = 32;
+constexpr float CODE_MAX = 448;
+constexpr int ROUNDING_THREADS = 256;
+// With more outputs, blocks of two warpgroups still give every multiprocessor work.
+constexpr int OUTPUTS_MANY = 8192;
+
+// The shared memory of a block: STAGES stages, each of SLICES slices of a tile of weights and a tile of rows.
+template <int ROWS, int GROUPS, int STAGES, int SLICES>
+struct Stages {
+  // A stage is empty only after the products of the next slice have begun.
+  static_assert(STAGES >= 2);
+  static constexpr int OUTPUTS = GROUPS * GROUP_OUTPUTS;
+  static constexpr int WEIGHTS_BYTES = OUTPUTS * LINE_BYTES, SLICE_BYTES = WEIGHTS_BYTES + ROWS * LINE_BYTES, BYTES = SLICES * SLICE_BYTES;
+};
+
+// ROWS is the number of rows that are copied, GROUPS of warpgroups, BLOCKS of blocks on a multiprocessor.
+template <int ROWS, int GROUPS, int STAGES, int SLICES, int BLOCKS, typename Out>
+__global__ void __launch_bounds__(GROUPS * GROUP + WARP, BLOCKS)
+    few_products(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const float* output_scales,
+                 const float* row_scales, Out* y, int rows, int outputs, int inputs) {
+  using Of = Stages<ROWS, GROUPS, STAGES, SLICES>;
+  extern __shared__ uint8_t memory[];
+  __shared__ uint64_t barriers[2 * STAGES];
+  const uint32_t at = (shared_address(memory) + TILE_ALIGN - 1) / TILE_ALIGN * TILE_ALIGN;
+  const uint32_t full = shared_address(barriers), empty = full + STAGES * sizeof(uint64_t);
+  if (threadIdx.x < 2 * STAGES) initialise(full + threadIdx.x * sizeof(uint64_t), threadIdx.x < STAGES ? 1 : GROUPS * GROUP / WARP);
+  __syncthreads();
+  // Slices past the last input are zero.
+  const int fills = (inputs + SLICES * SLICE_INPUTS - 1) / (SLICES * SLICE_INPUTS), first_output = blockIdx.x * Of::OUTPUTS;
+
+  if (threadIdx.x >= GROUPS * GROUP) {
+    if (threadIdx.x > GROUPS * GROUP) return;
+    const auto copy_tiles = [&](const CUtensorMap& matrix, int fill, int stage, int offset, int line) {
+#pragma unroll
+      for (int slice = 0; slice < SLICES; slice++) {
+        copy_tile(at + stage * Of::BYTES + slice * Of::SLICE_BYTES + offset, &matrix, (fill * SLICES + slice) * SLICE_INPUTS, line,
+                  full + stage * sizeof(uint64_t));
+      }
+    };
+    const auto copy_weights = [&](int fill, int stage) {
+      expect(full + stage * sizeof(uint64_t), Of::BYTES);
+      copy_tiles(weights, fill, stage, 0, first_output);
+    };
+    for (int fill = 0; fill < min(STAGES, fills); fill++) copy_weights(fill, fill);
+    after_previous(rows);
+    for (int fill = 0, stage = 0, phase = 1; fill < fills; fill++) {
+      if (fill >= STAGES) {
+        wait_for(empty + stage * sizeof(uint64_t), phase);
+        copy_weights(fill, stage);
+      }
+      copy_tiles(x, fill, stage, Of::WEIGHTS_BYTES, 0);
+      if (++stage == STAGES) stage = 0, phase ^= 1;
+    }
+    return;
+  }
+
+  after_previous(rows);
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  float sums[ROWS / 2] = {}, even[ROWS / 2], odd[ROWS / 2];
+  int stage = 0, phase = 0, finished_stage = 0;
+  const auto submit = [&](float(&products)[ROWS / 2], int slice) {
+    if (slice % SLICES == 0) wait_for(full + stage * sizeof(uint64_t), phase);
+    const uint32_t tile = at + stage * Of::BYTES + slice % SLICES * Of::SLICE_BYTES;
+    const uint64_t weights_tile = tile_descriptor(tile + warp / 4 * GROUP_OUTPUTS * LINE_BYTES);
+    const uint64_t rows_tile = tile_descriptor(tile + Of::WEIGHTS_BYTES);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < SLICE_INPUTS / STEP_INPUTS; step++) {
+      multiply_tiles<ROWS>(products, weights_tile + step * STEP_INPUTS / 16, rows_tile + step * STEP_INPUTS / 16, step > 0);
+    }
+    submit_products();
+    if (slice % SLICES == SLICES - 1 && ++stage == STAGES) stage = 0, phase ^= 1;
+  };
+  const auto add_finished = [&](float(&products)[ROWS / 2], int slice) {
+    pin(products);
+    if (slice % SLICES == SLICES - 1) {
+      __syncwarp();
+      if (lane == 0) arrive(empty + finished_stage * sizeof(uint64_t));
+      if (++finished_stage == STAGES) finished_stage = 0;
+    }
+#pragma unroll
+    for (int i = 0; i < ROWS / 2; i++) sums[i] += products[i];
+    pin(products);
+  };
+  // The products of a slice run while those of the slice before it are added. Even and odd slices have registers of their own, and the loop has no
+  // branch, because else the compiler makes every product wait.
+  const int slices = fills * SLICES;
+  submit(even, 0);
+  int slice = 1;
+  for (; slice + 1 < slices; slice += 2) {
+    submit(odd, slice);
+    wait_for_products<1>();
+    add_finished(even, slice - 1);
+    submit(even, slice + 1);
+    wait_for_products<1>();
+    add_finished(odd, slice);
+  }
+  if (slice < slices) {
+    submit(odd, slice);
+    wait_for_products<1>();
+    add_finished(even, slice - 1);
+    wait_for_products<0>();
+    add_finished(odd, slice);
+  } else {
+    wait_for_products<0>();
+    add_finished(even, slice - 1);
+  }
+
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int output = first_output + warp * 16 + lane / 4 + 8 * half;
+    if (output >= outputs) continue;
+    const float scale = output_scales[output];
+#pragma unroll
+    for (int tile = 0; tile < ROWS / 8; tile++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int row = 8 * tile + lane % 4 * 2 + i;
+        if (row < rows) store(y + static_cast<size_t>(row) * outputs + output, sums[4 * tile + 2 * half + i] * scale * row_scales[row]);
+      }
+    }
+  }
+}
+
+// A block rounds a row.
+__global__ void __launch_bounds__(ROUNDING_THREADS) round_rows(const bf16* x, uint2* codes, float* scales, int inputs) {
+  __shared__ float of_warps[ROUNDING_THREADS / WARP];
+  after_previous(gridDim.x);
+  const uint4* own = reinterpret_cast<const uint4*>(x + int64_t{blockIdx.x} * inputs);
+  const auto pair = [](uint32_t bits) { return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits)); };
+  float largest = 0.f;
+  for (int i = threadIdx.x; i < inputs / VECTOR; i += ROUNDING_THREADS) {
+    const uint4 vector = own[i];
+    for (const uint32_t bits : {vector.x, vector.y, vector.z, vector.w}) {
+      largest = fmaxf(largest, fmaxf(fabsf(pair(bits).x), fabsf(pair(bits).y)));
+    }
+  }
+  for (int offset = WARP / 2; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+  if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = largest;
+  __syncthreads();
+  for (int warp = 0; warp < ROUNDING_THREADS / WARP; warp++) largest = fmaxf(largest, of_warps[warp]);
+  const float scale = largest == 0.f ? 1.f : largest / CODE_MAX;
+  if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+  uint2* to = codes + int64_t{blockIdx.x} * (inputs / VECTOR);
+  for (int i = threadIdx.x; i < inputs / VECTOR; i += ROUNDING_THREADS) {
+    const uint4 vector = own[i];
+    const auto code = [&](uint32_t bits) -> uint32_t {
+      const float2 numbers = pair(bits);
+      return __nv_cvt_float2_to_fp8x2({numbers.x / scale, numbers.y / scale}, __NV_SATFINITE, __NV_E4M3);
+    };
+    to[i] = {code(vector.x) | code(vector.y) << 16, code(vector.z) | code(vector.w) << 16};
+  }
+}
+
+}  // namespace
+
+// The arguments. `engine/src/gpu/arguments.rs` declares the same structs, and a test there compares the two.
+struct RoundRows {
+  const bf16* x;
+  uint8_t* codes;
+  float* scales;
+  int32_t rows;
+  int32_t inputs;
+};
+static_assert(sizeof(RoundRows) == 32);
+
+struct Fp8Products {
+  const uint8_t* weights;
+  const float* output_scales;
+  const uint8_t* x;
+  const float* row_scales;
+  void* y;
+  int32_t wide;
+  int32_t rows;
+  int32_t outputs;
+  int32_t inputs;
+};
+static_assert(sizeof(Fp8Products) == 56);
+
+namespace {
+
+// Describes a matrix of codes, and the box of SLICE_INPUTS columns that is copied at a time.
+int describe(CUtensorMap& map, const uint8_t* codes, int lines, int inputs, int box_lines) {
+  using Encode = decltype(&cuTensorMapEncodeTiled);
+  static const Encode encode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+    return reinterpret_cast<Encode>(found);
+  }();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(inputs), static_cast<cuuint64_t>(lines)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(inputs)};
+  const cuuint32_t box[2] = {SLICE_INPUTS, static_cast<cuuint32_t>(box_lines)}, steps[2] = {1, 1};
+  const CUresult status =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<uint8_t*>(codes), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+template <int ROWS, int GROUPS, int STAGES, int SLICES, int BLOCKS, typename Out>
+int multiply(const Fp8Products& of, cudaStream_t stream) {
+  using Of = Stages<ROWS, GROUPS, STAGES, SLICES>;
+  constexpr int BYTES = TILE_ALIGN + STAGES * Of::BYTES;
+  CUtensorMap weights, x;
+  if (const int error = describe(weights, of.weights, of.outputs, of.inputs, Of::OUTPUTS)) return error;
+  // Copies that end outside of a matrix are slower, so the rows after the last one are copied too.
+  if (const int error = describe(x, of.x, ROWS, of.inputs, ROWS)) return error;
+  const auto kernel = few_products<ROWS, GROUPS, STAGES, SLICES, BLOCKS, Out>;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+  if (error != cudaSuccess) return error;
+  const int blocks = (of.outputs + Of::OUTPUTS - 1) / Of::OUTPUTS;
+  return launch(kernel, blocks, GROUPS * GROUP + WARP, BYTES, stream, weights, x, of.output_scales, of.row_scales, static_cast<Out*>(of.y), of.rows,
+                of.outputs, of.inputs);
+}
+
+// The sizes were measured with Llama-3.1-8B on an H200.
+template <typename Out>
+int of_size(const Fp8Products& of, cudaStream_t stream) {
+  const bool many = of.outputs > OUTPUTS_MANY;
+  if (of.rows <= 8) return many ? multiply<8, 2, 6, 1, 2, Out>(of, stream) : multiply<8, 1, 11, 2, 1, Out>(of, stream);
+  if (of.rows <= 16) return many ? multiply<16, 2, 5, 1, 2, Out>(of, stream) : multiply<16, 1, 10, 2, 1, Out>(of, stream);
+  if (of.rows <= 32) return many ? multiply<32, 2, 5, 1, 2, Out>(of, stream) : multiply<32, 1, 8, 2, 1, Out>(of, stream);
+  return many ? multiply<64, 1, 6, 1, 2, Out>(of, stream) : multiply<64, 1, 6, 2, 1, Out>(of, stream);
+}
+
+}  // namespace
+
+extern "C" {
+
+// codes[rows][inputs] and scales[rows] = x[rows][inputs], rounded: a row's scale is its largest magnitude / 448, or 1. `inputs` is a multiple of 8.
+int baton_round_rows(const RoundRows* arguments, cudaStream_t stream) {
+  const auto [x, codes, scales, rows, inputs] = *arguments;
+  if (rows == 0) return cudaSuccess;
+  if (inputs % VECTOR != 0) return cudaErrorInvalidValue;
+  return launch(round_rows, rows, ROUNDING_THREADS, 0, stream, x, reinterpret_cast<uint2*>(codes), scales, inputs);
+}
+
+// The most rows of one call.
+int baton_fp8_products_max() { return ROWS_MAX; }
+
+// y[rows][outputs] = x[rows][inputs] . weights[outputs][inputs]^T, with the scales of rows and outputs. y is f32 if `wide`, else bf16. `inputs` is a
+// multiple of 16, the codes are aligned to 16 bytes, and x has room for baton_fp8_products_max() rows.
+int baton_fp8_products(const Fp8Products* arguments, cudaStream_t stream) {
+  const Fp8Products& of = *arguments;
+  if (of.rows == 0) return cudaSuccess;
+  if (of.rows > ROWS_MAX || of.inputs % 16 != 0) return cudaErrorInvalidValue;
+  return of.wide ? of_size<float>(of, stream) : of_size<bf16>(of, stream);
+}
+
+}  // extern "C"
