@@ -8,9 +8,9 @@
 // the rows are ready, because weights do not depend on the previous kernel.
 
 #include <cuda_bf16.h>
-#include <cuda_fp8.h>
 
 #include "launch.cuh"
+#include "rounding.cuh"
 #include "stages.cuh"
 #include "wgmma.cuh"
 
@@ -19,7 +19,6 @@ namespace {
 constexpr int GROUP = 4 * WARP, GROUP_OUTPUTS = 64;  // a warpgroup, and the outputs that it multiplies
 constexpr int ROWS_MAX = 64;
 constexpr int SLICE_INPUTS = LINE_BYTES, STEP_INPUTS = 32;
-constexpr float CODE_MAX = 448;
 constexpr int ROUNDING_THREADS = 256;
 // With more outputs, blocks of two warpgroups still give every multiprocessor work.
 constexpr int OUTPUTS_MANY = 8192;
@@ -144,7 +143,6 @@ __global__ void __launch_bounds__(GROUPS * GROUP + WARP, BLOCKS)
 
 // A block rounds a row.
 __global__ void __launch_bounds__(ROUNDING_THREADS) round_rows(const bf16* x, uint2* codes, float* scales, int inputs) {
-  __shared__ float of_warps[ROUNDING_THREADS / WARP];
   after_previous(gridDim.x);
   const uint4* own = reinterpret_cast<const uint4*>(x + int64_t{blockIdx.x} * inputs);
   const auto pair = [](uint32_t bits) { return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits)); };
@@ -155,20 +153,13 @@ __global__ void __launch_bounds__(ROUNDING_THREADS) round_rows(const bf16* x, ui
       largest = fmaxf(largest, fmaxf(fabsf(pair(bits).x), fabsf(pair(bits).y)));
     }
   }
-  for (int offset = WARP / 2; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
-  if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = largest;
-  __syncthreads();
-  for (int warp = 0; warp < ROUNDING_THREADS / WARP; warp++) largest = fmaxf(largest, of_warps[warp]);
-  const float scale = largest == 0.f ? 1.f : largest / CODE_MAX;
+  const float scale = row_scale(block_max(largest));
   if (threadIdx.x == 0) scales[blockIdx.x] = scale;
   uint2* to = codes + int64_t{blockIdx.x} * (inputs / VECTOR);
   for (int i = threadIdx.x; i < inputs / VECTOR; i += ROUNDING_THREADS) {
     const uint4 vector = own[i];
-    const auto code = [&](uint32_t bits) -> uint32_t {
-      const float2 numbers = pair(bits);
-      return __nv_cvt_float2_to_fp8x2({numbers.x / scale, numbers.y / scale}, __NV_SATFINITE, __NV_E4M3);
-    };
-    to[i] = {code(vector.x) | code(vector.y) << 16, code(vector.z) | code(vector.w) << 16};
+    const float2 a = pair(vector.x), b = pair(vector.y), c = pair(vector.z), d = pair(vector.w);
+    to[i] = {codes_of(a.x, a.y, b.x, b.y, scale), codes_of(c.x, c.y, d.x, d.y, scale)};
   }
 }
 
@@ -248,7 +239,7 @@ int of_size(const Fp8Products& of, cudaStream_t stream) {
 
 extern "C" {
 
-// codes[rows][inputs] and scales[rows] = x[rows][inputs], rounded: a row's scale is its largest magnitude / 448, or 1. `inputs` is a multiple of 8.
+// codes[rows][inputs] and scales[rows] = x[rows][inputs], rounded. `inputs` is a multiple of 8.
 int baton_round_rows(const RoundRows* arguments, cudaStream_t stream) {
   const auto [x, codes, scales, rows, inputs] = *arguments;
   if (rows == 0) return cudaSuccess;

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "launch.cuh"
+#include "rounding.cuh"
 
 using bf16 = __nv_bfloat16;
 
@@ -81,10 +82,40 @@ __global__ void take_rows(const bf16* from, const int32_t* which, const int32_t*
   for (int i = threadIdx.x; i < hidden / VECTOR; i += blockDim.x) target[i] = source[i];
 }
 
-// One block per row. Each thread keeps PER_THREAD vectors in registers between the two passes. The norm uses the stored sum,
-// which is rounded to bf16, so the result depends only on the stored residual stream.
+__device__ float largest_of(const Floats& floats) {
+  float largest = 0.f;
+#pragma unroll
+  for (int k = 0; k < VECTOR; k++) largest = fmaxf(largest, fabsf(floats.at[k]));
+  return largest;
+}
+
+// Rounds a row of a block to FP8. Each thread has PER_THREAD vectors of bf16 numbers; vector n of a thread is number n * blockDim.x + threadIdx.x of
+// the row's `count`.
 template <int PER_THREAD>
-__global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf16* out, int hidden, float epsilon) {
+__device__ void round_row(const Floats (&kept)[PER_THREAD], int count, uint8_t* codes, float* scales) {
+  float largest = 0.f;
+#pragma unroll
+  for (int n = 0; n < PER_THREAD; n++) {
+    if (n * blockDim.x + threadIdx.x < count) largest = fmaxf(largest, largest_of(kept[n]));
+  }
+  const float scale = row_scale(block_max(largest));
+  if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+#pragma unroll
+  for (int n = 0; n < PER_THREAD; n++) {
+    const int i = n * blockDim.x + threadIdx.x;
+    if (i >= count) break;
+    const float(&of)[VECTOR] = kept[n].at;
+    reinterpret_cast<uint2*>(codes)[int64_t{blockIdx.x} * count + i] = {codes_of(of[0], of[1], of[2], of[3], scale),
+                                                                        codes_of(of[4], of[5], of[6], of[7], scale)};
+  }
+}
+
+// One block per row. Each thread keeps PER_THREAD vectors in registers between the two passes. The norm uses the stored sum,
+// which is rounded to bf16, so the result depends only on the stored residual stream. Writes `codes` and `scales` instead of `out` if they are
+// not null.
+template <int PER_THREAD>
+__global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf16* out, uint8_t* codes, float* scales, int hidden,
+                             float epsilon) {
   const int64_t row = int64_t{blockIdx.x} * hidden;
   const int count = hidden / VECTOR;
   Vector factors[PER_THREAD];
@@ -121,8 +152,11 @@ __global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf1
     const Floats factor = widen(factors[n]);
 #pragma unroll
     for (int k = 0; k < VECTOR; k++) kept[n].at[k] *= scale * factor.at[k];
-    vectors(out + row)[i] = narrow(kept[n]);
+    const Vector normed = narrow(kept[n]);
+    if (codes == nullptr) vectors(out + row)[i] = normed;
+    kept[n] = widen(normed);
   }
+  if (codes != nullptr) round_row(kept, count, codes, scales);
 }
 
 // The sum over the `width` neighbouring threads that hold one head, in each of them. All of them call it.
@@ -204,16 +238,33 @@ __global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* he
   }
 }
 
-__global__ void silu_mul(const bf16* gate_up, bf16* out, int feed) {
-  const int64_t row = blockIdx.x;
-  const int i = blockIdx.y * blockDim.x + threadIdx.x;
-  after_previous(gridDim.x);
-  if (i >= feed / VECTOR) return;
+// Vector i of a row of silu(gate) * up.
+__device__ Vector silu_mul_vector(const bf16* gate_up, int64_t row, int feed, int i) {
   Floats gate = widen(vectors(gate_up + row * 2 * feed)[i]);
   const Floats up = widen(vectors(gate_up + row * 2 * feed + feed)[i]);
 #pragma unroll
   for (int k = 0; k < VECTOR; k++) gate.at[k] = gate.at[k] / (1.f + expf(-gate.at[k])) * up.at[k];
-  vectors(out + row * feed)[i] = narrow(gate);
+  return narrow(gate);
+}
+
+__global__ void silu_mul(const bf16* gate_up, bf16* out, int feed) {
+  const int64_t row = blockIdx.x;
+  const int i = blockIdx.y * blockDim.x + threadIdx.x;
+  after_previous(gridDim.x);
+  if (i < feed / VECTOR) vectors(out + row * feed)[i] = silu_mul_vector(gate_up, row, feed, i);
+}
+
+// One block per row, which rounds it.
+template <int PER_THREAD>
+__global__ void __launch_bounds__(BLOCK_MAX) silu_mul_rounded(const bf16* gate_up, uint8_t* codes, float* scales, int feed) {
+  after_previous(gridDim.x);
+  Floats kept[PER_THREAD];
+#pragma unroll
+  for (int n = 0; n < PER_THREAD; n++) {
+    const int i = n * blockDim.x + threadIdx.x;
+    if (i < feed / VECTOR) kept[n] = widen(silu_mul_vector(gate_up, blockIdx.x, feed, i));
+  }
+  round_row(kept, feed / VECTOR, codes, scales);
 }
 
 // Number `index` of the splitmix64 stream (Sebastiano Vigna) that starts at `seed`.
@@ -250,11 +301,13 @@ struct AddRmsNorm {
   const bf16* delta;
   const bf16* weight;
   bf16* out;
+  uint8_t* codes;
+  float* scales;
   int32_t rows;
   int32_t hidden;
   float epsilon;
 };
-static_assert(sizeof(AddRmsNorm) == 48);
+static_assert(sizeof(AddRmsNorm) == 64);
 
 struct RopeAppend {
   const void* qkv;
@@ -280,10 +333,12 @@ static_assert(sizeof(RopeAppend) == 112);
 struct SiluMul {
   const bf16* gate_up;
   bf16* out;
+  uint8_t* codes;
+  float* scales;
   int32_t rows;
   int32_t feed;
 };
-static_assert(sizeof(SiluMul) == 24);
+static_assert(sizeof(SiluMul) == 40);
 
 struct TakeRows {
   const bf16* x;
@@ -313,17 +368,18 @@ int baton_embed(const Embed* arguments, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-// x += delta unless `delta` is null, then out = rms_norm(x) * weight. `hidden` is at most 16384.
+// x += delta unless `delta` is null, then out = rms_norm(x) * weight. With `codes` and `scales`, the result is rounded to FP8 and written there
+// instead. `hidden` is at most 16384.
 int baton_add_rms_norm(const AddRmsNorm* arguments, cudaStream_t stream) {
-  const auto [x, delta, weight, out, rows, hidden, epsilon] = *arguments;
+  const auto [x, delta, weight, out, codes, scales, rows, hidden, epsilon] = *arguments;
   if (rows == 0) return cudaSuccess;
   const int count = hidden / VECTOR;
   if (count <= BLOCK_MAX) {
     const int block = block_for(count, BLOCK_MAX);
-    return launch(add_rms_norm<1>, rows, block, 0, stream, x, delta, weight, out, hidden, epsilon);
+    return launch(add_rms_norm<1>, rows, block, 0, stream, x, delta, weight, out, codes, scales, hidden, epsilon);
   }
   if (count <= 2 * BLOCK_MAX) {
-    return launch(add_rms_norm<2>, rows, BLOCK_MAX, 0, stream, x, delta, weight, out, hidden, epsilon);
+    return launch(add_rms_norm<2>, rows, BLOCK_MAX, 0, stream, x, delta, weight, out, codes, scales, hidden, epsilon);
   }
   return cudaErrorInvalidValue;
 }
@@ -354,10 +410,18 @@ int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
   return bias != nullptr ? append(static_cast<const float*>(qkv)) : append(static_cast<const bf16*>(qkv));
 }
 
-// out[r] = silu(gate) * up. Row r of gate_up is `feed` numbers of gate, then `feed` numbers of up.
+// out[r] = silu(gate) * up. Row r of gate_up is `feed` numbers of gate, then `feed` numbers of up. With `codes` and `scales`, the result is rounded to
+// FP8 and written there instead, and `feed` is at most 65536.
 int baton_silu_mul(const SiluMul* arguments, cudaStream_t stream) {
-  const auto [gate_up, out, rows, feed] = *arguments;
+  const auto [gate_up, out, codes, scales, rows, feed] = *arguments;
   if (rows == 0) return cudaSuccess;
+  if (codes != nullptr) {
+    const int count = feed / VECTOR, block = block_for(count, BLOCK_MAX);
+    if (count <= BLOCK_MAX) return launch(silu_mul_rounded<1>, rows, block, 0, stream, gate_up, codes, scales, feed);
+    if (count <= 2 * BLOCK_MAX) return launch(silu_mul_rounded<2>, rows, block, 0, stream, gate_up, codes, scales, feed);
+    if (count <= 8 * BLOCK_MAX) return launch(silu_mul_rounded<8>, rows, block, 0, stream, gate_up, codes, scales, feed);
+    return cudaErrorInvalidValue;
+  }
   constexpr int BLOCK = 256;
   const unsigned blocks = (feed / VECTOR + BLOCK - 1) / BLOCK;
   return launch(silu_mul, dim3(rows, blocks), BLOCK, 0, stream, gate_up, out, feed);

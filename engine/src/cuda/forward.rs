@@ -22,7 +22,7 @@ use super::kernels::{
 };
 use super::lists::Uploaded;
 use super::masks::{Masks, UploadedMasks};
-use super::products::Products;
+use super::products::{Products, Rows};
 use super::weights::{Layer, Weights};
 use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, SampleRows, ScoreRows, SiluMul, TakeRows};
 use crate::gpu::plan::{SETTING_WORDS, settings_of};
@@ -253,7 +253,7 @@ impl Forward {
             return Ok(());
         }
         // Only some rows need this norm, but computing it for all rows costs little.
-        self.norm(before, &self.weights.norm, step)?;
+        self.norm(before, &self.weights.norm, false, step)?;
         self.score(step)?;
         // Rows are sampled in row order. So if all rows are sampled, no copy is needed.
         if plan.sampled == plan.rows {
@@ -283,7 +283,14 @@ impl Forward {
 
     fn output(&self, last: &Buffer, rows: usize, step: &Uploaded<'_>) -> Result<()> {
         let weights = self.weights.output();
-        self.products.multiply(last, weights, &self.logits, rows, self.matrices.output, step.stream)
+        self.products.multiply(
+            Rows::Plain(last),
+            weights,
+            &self.logits,
+            rows,
+            self.matrices.output,
+            step.stream,
+        )
     }
 
     /// Computes the log probabilities of the scored rows' targets, a slice of rows at a time.
@@ -329,9 +336,10 @@ impl Forward {
     ) -> Result<()> {
         let Activations { normed, query_key_value, query, attended, delta, .. } = &self.activations;
         let rows = step.plan().rows;
-        self.norm(before, &layer.attention_norm, step)?;
+        self.norm(before, &layer.attention_norm, true, step)?;
         let matrix = self.matrices.query_key_value;
-        self.products.multiply(normed, &layer.query_key_value, query_key_value, rows, matrix, step.stream)?;
+        let x = self.products.rows(normed);
+        self.products.multiply(x, &layer.query_key_value, query_key_value, rows, matrix, step.stream)?;
         let [keys, values] = [KeyOrValue::Key, KeyOrValue::Value]
             .map(|part| self.pool.layout().offset_bytes(0, index as u32, part, 0) as usize / HALF);
         self.rope_append(keys, layer, step)?;
@@ -343,7 +351,8 @@ impl Forward {
             self.attention.run_decode(step, &of_layer)?;
         }
         let matrix = self.matrices.attention_output;
-        self.products.multiply(attended, &layer.attention_output, delta, rows, matrix, step.stream)
+        let x = Rows::Plain(attended);
+        self.products.multiply(x, &layer.attention_output, delta, rows, matrix, step.stream)
     }
 
     /// Adds the layer's biases, applies its head norms and RoPE to the step's queries and keys, and writes its keys and values
@@ -384,29 +393,44 @@ impl Forward {
     fn feed(&self, layer: &Layer, step: &Uploaded<'_>) -> Result<()> {
         let Activations { normed, delta, gate_up, feed, .. } = &self.activations;
         let (rows, feed_forward) = (step.plan().rows, self.shape.feed_forward);
-        self.norm(Some(delta), &layer.feed_norm, step)?;
-        self.products.multiply(normed, &layer.gate_up, gate_up, rows, self.matrices.gate_up, step.stream)?;
+        self.norm(Some(delta), &layer.feed_norm, true, step)?;
+        let (products, of) = (&self.products, &self.matrices);
+        products.multiply(products.rows(normed), &layer.gate_up, gate_up, rows, of.gate_up, step.stream)?;
+        let (codes, scales) = products.rounded(rows, feed_forward);
         let arguments = SiluMul {
             gate_up: gate_up.numbers(0, rows * 2 * feed_forward),
             out: feed.numbers(0, rows * feed_forward),
+            codes,
+            scales,
             rows: rows as i32,
             feed: feed_forward as i32,
         };
         // SAFETY: see the module's documentation.
         unsafe { launch("baton_silu_mul", baton_silu_mul, &arguments, step.stream)? };
-        self.products.multiply(feed, &layer.down, delta, rows, self.matrices.down, step.stream)
+        products.multiply(products.rows(feed), &layer.down, delta, rows, of.down, step.stream)
     }
 
-    /// `hidden += delta` if there is a delta, then `normed = norm(hidden)`.
-    fn norm(&self, delta: Option<&Buffer>, weight: &Buffer, step: &Uploaded<'_>) -> Result<()> {
+    /// `hidden += delta` if there is a delta, then `normed = norm(hidden)`. `is_for_layer` if a matrix of a layer multiplies the result, which then may be
+    /// [rounded](Products::rounded) instead.
+    fn norm(
+        &self,
+        delta: Option<&Buffer>,
+        weight: &Buffer,
+        is_for_layer: bool,
+        step: &Uploaded<'_>,
+    ) -> Result<()> {
         let Activations { hidden, normed, .. } = &self.activations;
         let (rows, width) = (step.plan().rows, self.shape.hidden);
         let numbers = rows * width;
+        let none = (std::ptr::null_mut(), std::ptr::null_mut());
+        let (codes, scales) = if is_for_layer { self.products.rounded(rows, width) } else { none };
         let arguments = AddRmsNorm {
             x: hidden.numbers(0, numbers),
             delta: delta.map_or(std::ptr::null(), |delta| delta.numbers::<bf16>(0, numbers).cast_const()),
             weight: weight.numbers(0, width),
             out: normed.numbers(0, numbers),
+            codes,
+            scales,
             rows: rows as i32,
             hidden: width as i32,
             epsilon: self.shape.norm_epsilon,

@@ -28,8 +28,17 @@ pub(super) struct Products {
     rounded: Option<RoundedRows>,
 }
 
-/// Rows in FP8.
-struct RoundedRows {
+/// The rows that a matrix multiplies.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    /// Rows in bf16.
+    Plain(&'a Buffer),
+    /// Rows in FP8.
+    Rounded(&'a RoundedRows),
+}
+
+/// Memory for rows in FP8.
+pub(super) struct RoundedRows {
     /// `[rows][inputs]`, e4m3.
     codes: Buffer,
     /// The scale of each row.
@@ -73,33 +82,52 @@ impl Products {
         }
     }
 
-    /// `y = x · weightsᵀ` for the first `rows` rows.
+    /// The addresses where a kernel puts the codes and scales of `rows` rows of `inputs` numbers. Null if the matrices of the layers multiply rows in bf16.
+    ///
+    /// # Panics
+    /// If there are too many rows.
+    pub(super) fn rounded(&self, rows: usize, inputs: usize) -> (*mut u8, *mut f32) {
+        match &self.rounded {
+            Some(to) => (to.codes.numbers(0, rows * inputs), to.scales.numbers(0, rows)),
+            None => (ptr::null_mut(), ptr::null_mut()),
+        }
+    }
+
+    /// The rows that a kernel has put into [`rounded`](Self::rounded), or into `plain` if that is null.
+    pub(super) fn rows<'a>(&'a self, plain: &'a Buffer) -> Rows<'a> {
+        self.rounded.as_ref().map_or(Rows::Plain(plain), Rows::Rounded)
+    }
+
+    /// `y = x · weightsᵀ` for the first `rows` rows. Rounds the rows first if the matrix multiplies rows in FP8.
     ///
     /// # Panics
     /// If a buffer is too short.
     pub(super) fn multiply(
         &self,
-        x: &Buffer,
+        x: Rows<'_>,
         weights: &StoredMatrix,
         y: &Buffer,
         rows: usize,
         matrix: Matrix,
         stream: &Stream,
     ) -> Result<()> {
-        let rounded = self.rounded.as_ref().filter(|_| matrix.input == Input::Fp8);
-        if let Some(rounded) = rounded {
-            rounded.round(x, rows, matrix.inputs, stream)?;
-        }
+        let x = match (x, &self.rounded) {
+            (Rows::Plain(x), Some(rounded)) if matrix.input == Input::Fp8 => {
+                rounded.round(x, rows, matrix.inputs, stream)?;
+                Rows::Rounded(rounded)
+            }
+            _ => x,
+        };
         // With few rows a product is bound by reading the weights, and our kernels are faster than the library.
         let few = weights.rows_few();
         if rows > few && self.gemm.has_plan(matrix, rows) {
-            return self.multiply_many((x, rounded), weights, y, rows, matrix, stream);
+            return self.multiply_many(x, weights, y, rows, matrix, stream);
         }
         for first in (0..rows).step_by(few) {
             let rows = first..rows.min(first + few);
-            match rounded {
-                Some(x) => x.multiply_few(weights, y, rows, matrix, stream)?,
-                None => multiply_few(x, weights, y, rows, matrix, stream)?,
+            match x {
+                Rows::Rounded(x) => x.multiply_few(weights, y, rows, matrix, stream)?,
+                Rows::Plain(x) => multiply_few(x, weights, y, rows, matrix, stream)?,
             }
         }
         Ok(())
@@ -108,7 +136,7 @@ impl Products {
     /// The product through the library.
     fn multiply_many(
         &self,
-        (x, rounded): (&Buffer, Option<&RoundedRows>),
+        x: Rows<'_>,
         weights: &StoredMatrix,
         y: &Buffer,
         rows: usize,
@@ -117,12 +145,12 @@ impl Products {
     ) -> Result<()> {
         let Matrix { outputs, inputs, .. } = matrix;
         let all = rows::planned(rows);
-        let x = match rounded {
-            Some(RoundedRows { codes, scales }) => Factor {
+        let x = match x {
+            Rows::Rounded(RoundedRows { codes, scales }) => Factor {
                 numbers: codes.numbers::<u8>(0, all * inputs).cast_const().cast(),
                 scales: scales.numbers(0, all),
             },
-            None => bf16_factor(x, all * inputs),
+            Rows::Plain(x) => bf16_factor(x, all * inputs),
         };
         if let (StoredMatrix::Fp8Weights(weights), Some(numbers)) = (weights, &self.dequantised) {
             weights.dequantise(numbers, outputs, inputs, stream)?;

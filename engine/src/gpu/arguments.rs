@@ -39,12 +39,15 @@ arguments! {
         rows: i32,
         hidden: i32,
     }
-    /// `x += delta`, unless `delta` is null; then `out = rms_norm(x) · weight`.
-    AddRmsNorm, 48 bytes {
+    /// `x += delta`, unless `delta` is null; then `out = rms_norm(x) · weight`. With `codes` and `scales`, the result is rounded to FP8 and written there
+    /// instead.
+    AddRmsNorm, 64 bytes {
         x: *mut bf16,
         delta: *const bf16,
         weight: *const bf16,
         out: *mut bf16,
+        codes: *mut u8,
+        scales: *mut f32,
         rows: i32,
         hidden: i32,
         epsilon: f32,
@@ -70,10 +73,12 @@ arguments! {
         page_tokens: i32,
         epsilon: f32,
     }
-    /// `out[r] = silu(gate) · up`.
-    SiluMul, 24 bytes {
+    /// `out[r] = silu(gate) · up`. With `codes` and `scales`, the result is rounded to FP8 and written there instead.
+    SiluMul, 40 bytes {
         gate_up: *const bf16,
         out: *mut bf16,
+        codes: *mut u8,
+        scales: *mut f32,
         rows: i32,
         feed: i32,
     }

@@ -1,0 +1,33 @@
+// FP8 rows: e4m3 codes with a scale for each row. `engine/src/fp8_rounding.rs` has the same rule for the CPU.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+#include <stdint.h>
+
+namespace {
+
+constexpr float CODE_MAX = 448;
+
+// The scale of a row with this largest magnitude.
+__device__ float row_scale(float largest) { return largest == 0.f ? 1.f : largest / CODE_MAX; }
+
+// The codes of four numbers.
+__device__ uint32_t codes_of(float a, float b, float c, float d, float scale) {
+  const uint32_t low = __nv_cvt_float2_to_fp8x2({a / scale, b / scale}, __NV_SATFINITE, __NV_E4M3);
+  const uint32_t high = __nv_cvt_float2_to_fp8x2({c / scale, d / scale}, __NV_SATFINITE, __NV_E4M3);
+  return low | high << 16;
+}
+
+// The maximum over the block, in every thread. A kernel may call it only once, because it does not synchronise before it writes shared memory.
+__device__ float block_max(float value) {
+  __shared__ float of_warps[32];
+  for (int offset = 16; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  float largest = of_warps[0];
+  for (int warp = 1; warp < blockDim.x / 32; warp++) largest = fmaxf(largest, of_warps[warp]);
+  return largest;
+}
+
+}  // namespace
