@@ -106,6 +106,7 @@ mod tests {
             device: ComputeDevice::Cpu,
             load_format: LoadFormat::Auto,
             quantization: Quantization::None,
+            kv_dtype: crate::KvCacheDtype::Auto,
             digests: None,
         }
     }

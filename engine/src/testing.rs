@@ -278,6 +278,7 @@ impl Tiny {
             device: crate::ComputeDevice::Cpu,
             load_format: crate::LoadFormat::Auto,
             quantization: crate::Quantization::None,
+            kv_dtype: crate::KvCacheDtype::Auto,
             digests: None,
         };
         (file, config)

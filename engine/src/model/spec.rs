@@ -1,7 +1,7 @@
 //! The specification of a model: its sizes and features. Files of both formats are described by one.
 
 use crate::kv::{KvDtype, KvLayout};
-use crate::model::{ComputeDevice, EngineConfig};
+use crate::model::{ComputeDevice, EngineConfig, KvCacheDtype};
 
 // These limits are above the sizes of any model. They are small enough that no product of sizes overflows and a corrupt
 // file causes no large allocation.
@@ -74,7 +74,11 @@ impl ModelSpec {
     pub(crate) fn kv_layout(&self, config: &EngineConfig) -> KvLayout {
         let (layers, kv_heads) = (self.layers as u32, self.attention.kv_heads as u32);
         let is_cpu = config.device == ComputeDevice::Cpu;
-        let dtype = if is_cpu { KvDtype::F32 } else { KvDtype::Bf16 };
+        let dtype = match config.kv_dtype {
+            KvCacheDtype::Auto if is_cpu => KvDtype::F32,
+            KvCacheDtype::Auto | KvCacheDtype::Bf16 => KvDtype::Bf16,
+            KvCacheDtype::Fp8 => KvDtype::Fp8,
+        };
         let of_tokens = |page_tokens| KvLayout {
             layers,
             kv_heads,
@@ -142,5 +146,7 @@ mod tests {
         check(30, 3, 64, 256);
         check(1000, 1000, 128, 16);
         check(0, 0, 0, 256);
+        // Llama-3.1-8B in FP8, with half the bytes for a position.
+        assert_eq!(gpu_page_tokens(32 * 2 * 8 * 128), 128);
     }
 }
