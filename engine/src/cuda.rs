@@ -1,4 +1,4 @@
-//! The CUDA backend: a model in bf16 on one GPU. The KV pages lie in one plain device allocation.
+//! The CUDA backend: a model in bf16 on one GPU. The KV pages, in bf16 or FP8, lie in one plain device allocation.
 //!
 //! # Guarantees
 //! Kernels sum in f32 and store bf16. **A row's result depends on its sequence alone**, to the bit. It depends neither
@@ -17,6 +17,7 @@
 mod attention;
 mod cublas;
 mod device;
+mod expanded;
 mod fits;
 mod forward;
 mod gemm;

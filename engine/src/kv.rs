@@ -107,6 +107,11 @@ impl KvLayout {
         u64::from(self.head_dim).saturating_mul(self.dtype.bytes())
     }
 
+    /// Numbers of one page in one layer: `[kv_head][K,V][page_token][head_dim]`.
+    pub(crate) fn layer_numbers(&self) -> u64 {
+        2 * u64::from(self.kv_heads) * u64::from(self.page_tokens) * u64::from(self.head_dim)
+    }
+
     /// The distances in a pool.
     #[cfg(feature = "cuda")]
     pub(crate) fn strides(&self) -> KvStrides {

@@ -71,7 +71,13 @@ fn any_shape(random: &mut Random) -> KvShape {
     if random.one_in(2) {
         return shape();
     }
-    KvShape { model: random.text(), fingerprint: random.array(), dtype: random.text(), scale: random.text(), ..shape() }
+    KvShape {
+        model: random.text(),
+        fingerprint: random.array(),
+        dtype: random.text(),
+        scale: random.text(),
+        ..shape()
+    }
 }
 
 fn incarnation(random: &mut Random) -> Incarnation {

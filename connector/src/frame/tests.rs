@@ -152,7 +152,10 @@ fn the_error_names_the_property_that_differs() {
         |shape| (shape.dtype, shape.page_tokens) = ("bf16".into(), 32),
         "peer's KV element type is bf16 and ours is f32; give both sides the same engine.kv_dtype and the same engine.device",
     );
-    check(|shape| shape.scale = "0.5".into(), "peer's KV scale is 0.5 and ours is 1; give both sides the same build");
+    check(
+        |shape| shape.scale = "0.5".into(),
+        "peer's KV scale is 0.5 and ours is 1; give both sides the same build",
+    );
     check(|shape| shape.page_bytes = 1, "page size in bytes");
     check(|shape| shape.page_hash = false, "same transport.page_hash");
 }

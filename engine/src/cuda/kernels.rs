@@ -5,8 +5,8 @@ use std::ffi::c_void;
 use super::device::{Result, Stream};
 use crate::error::CudaError;
 use crate::gpu::arguments::{
-    AddRmsNorm, DequantiseRows, Embed, Fa2Run, Fa3Plan, Fa3Run, Fill, PageContents, QuantiseRows, RopeAppend,
-    RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
+    AddRmsNorm, DequantiseRows, Embed, ExpandKv, Fa2Run, Fa3Plan, Fa3Run, Fill, PageContents, QuantiseRows,
+    RopeAppend, RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
 };
 
 /// A function that submits a kernel to a stream.
@@ -34,10 +34,11 @@ calls! {
     QuantiseRows: baton_quantise_rows;
     DequantiseRows: baton_dequantise_rows;
     PageContents: baton_page_contents;
+    ExpandKv: baton_expand_kv;
     // FlashInfer's kernels have one instance per head size.
     Fa3Plan: baton_fa3_plan_64, baton_fa3_plan_128;
     Fa3Run: baton_fa3_run_64, baton_fa3_run_128;
-    Fa2Run: baton_fa2_run_64, baton_fa2_run_128;
+    Fa2Run: baton_fa2_run_64, baton_fa2_run_128, baton_fa2_run_64_fp8, baton_fa2_run_128_fp8;
 }
 
 unsafe extern "C" {
@@ -47,7 +48,7 @@ unsafe extern "C" {
     pub(super) safe fn baton_row_products_max(is_fp8: i32) -> i32;
 }
 
-/// FlashInfer's kernels for one head size.
+/// FlashInfer's kernels for one head size and one format of keys and values.
 #[derive(Clone, Copy)]
 pub(super) struct Flash {
     pub(super) fa3_plan: Call<Fa3Plan>,
@@ -56,18 +57,18 @@ pub(super) struct Flash {
 }
 
 impl Flash {
-    /// The kernels for a head size. `None` if there are none.
-    pub(super) fn of(head_dim: usize) -> Option<Self> {
+    /// The kernels for a head size. `None` if there are none. Those for prompts read bf16.
+    pub(super) fn of(head_dim: usize, is_fp8: bool) -> Option<Self> {
         match head_dim {
             64 => Some(Self {
                 fa3_plan: baton_fa3_plan_64,
                 fa3_run: baton_fa3_run_64,
-                fa2_run: baton_fa2_run_64,
+                fa2_run: if is_fp8 { baton_fa2_run_64_fp8 } else { baton_fa2_run_64 },
             }),
             128 => Some(Self {
                 fa3_plan: baton_fa3_plan_128,
                 fa3_run: baton_fa3_run_128,
-                fa2_run: baton_fa2_run_128,
+                fa2_run: if is_fp8 { baton_fa2_run_128_fp8 } else { baton_fa2_run_128 },
             }),
             _ => None,
         }

@@ -36,12 +36,17 @@ impl KvDtype {
     pub(crate) unsafe fn read(self, from: *const u8, count: usize, mut give: impl FnMut(usize, f32)) {
         // SAFETY (all arms): the caller's contract.
         match self {
-            Self::F32 => (0..count).for_each(|index| give(index, unsafe { from.cast::<f32>().add(index).read() })),
+            Self::F32 => {
+                (0..count).for_each(|index| give(index, unsafe { from.cast::<f32>().add(index).read() }))
+            }
             Self::Bf16 => {
-                (0..count).for_each(|index| give(index, unsafe { from.cast::<bf16>().add(index).read() }.to_f32()));
+                (0..count)
+                    .for_each(|index| give(index, unsafe { from.cast::<bf16>().add(index).read() }.to_f32()));
             }
             Self::Fp8 => {
-                (0..count).for_each(|index| give(index, e4m3::value(unsafe { from.add(index).read() }) * Self::SCALE));
+                (0..count).for_each(|index| {
+                    give(index, e4m3::value(unsafe { from.add(index).read() }) * Self::SCALE)
+                });
             }
         }
     }
@@ -66,7 +71,9 @@ mod tests {
     #[test]
     fn numbers_are_rounded_to_those_of_the_format() {
         let third = 1.0 / 3.0;
-        let check = |dtype, number: f32, expect: f32| assert_eq!(kept(dtype, &[7.0, number, -7.0]), [7.0, expect, -7.0]);
+        let check = |dtype, number: f32, expect: f32| {
+            assert_eq!(kept(dtype, &[7.0, number, -7.0]), [7.0, expect, -7.0])
+        };
         check(KvDtype::F32, third, third);
         check(KvDtype::Bf16, third, bf16::from_f32(third).to_f32());
         check(KvDtype::Fp8, third, 0.34375);
