@@ -28,6 +28,7 @@ mod masks;
 mod open;
 mod pool;
 mod stored_matrix;
+mod stored_values;
 mod survey;
 mod weights;
 
@@ -190,6 +191,16 @@ impl CudaEngine {
         self.stream.wait()?;
         let bytes = self.kv.layout().page_bytes();
         device::read(self.kv.base().as_ptr() as u64 + u64::from(page.0) * bytes, bytes as usize)
+    }
+
+    /// Rounds numbers as the values of FP8 pages are rounded, and makes bf16 numbers of the codes as for prompts. Returns both. The count is a multiple of
+    /// 64. For tests.
+    ///
+    /// # Errors
+    /// The device's errors.
+    #[doc(hidden)]
+    pub fn stored_values(&self, numbers: &[f32]) -> Result<(Vec<u8>, Vec<f32>), CudaError> {
+        stored_values::stored(&self.device, &self.stream, numbers)
     }
 
     /// Breaks the device for this process by a kernel that writes to an invalid address. For tests.

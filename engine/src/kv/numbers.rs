@@ -6,23 +6,38 @@ use super::KvDtype;
 use crate::e4m3;
 
 impl KvDtype {
+    /// The bytes of numbers in this format, and the numbers that these bytes are. For tests of other backends.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn kept(self, numbers: &[f32]) -> (Vec<u8>, Vec<f32>) {
+        let mut words = vec![0u32; numbers.len()];
+        let mut found = vec![0.0; numbers.len()];
+        // SAFETY: the words are aligned, and have four bytes for each number.
+        unsafe {
+            self.write(numbers, words.as_mut_ptr().cast());
+            self.read(words.as_ptr().cast(), numbers.len(), |index, number| found[index] = number);
+        }
+        let bytes = words.iter().flat_map(|word| word.to_ne_bytes());
+        (bytes.take(numbers.len() * self.bytes() as usize).collect(), found)
+    }
+
     /// Writes numbers in this format, each rounded to the nearest one and, of two, to the one with an even code. In FP8, numbers beyond ±448 become ±448,
     /// and what is not a number gets the code 0x7f.
     ///
     /// # Safety
     /// `to` is valid for writes of `from.len()` numbers of this format and aligned for one. No other thread accesses them.
     pub(crate) unsafe fn write(self, from: &[f32], to: *mut u8) {
-        // SAFETY (all arms): the caller's contract.
-        match self {
-            Self::F32 => unsafe { to.cast::<f32>().copy_from_nonoverlapping(from.as_ptr(), from.len()) },
-            Self::Bf16 => {
-                for (index, number) in from.iter().enumerate() {
-                    unsafe { to.cast::<bf16>().add(index).write(bf16::from_f32(*number)) };
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self {
+                Self::F32 => to.cast::<f32>().copy_from_nonoverlapping(from.as_ptr(), from.len()),
+                Self::Bf16 => {
+                    let to = to.cast::<bf16>();
+                    from.iter().enumerate().for_each(|(n, number)| to.add(n).write(bf16::from_f32(*number)));
                 }
-            }
-            Self::Fp8 => {
-                for (index, number) in from.iter().enumerate() {
-                    unsafe { to.add(index).write(e4m3::encode(*number / Self::SCALE)) };
+                Self::Fp8 => {
+                    let code = |number: f32| e4m3::encode(number / Self::SCALE);
+                    from.iter().enumerate().for_each(|(n, number)| to.add(n).write(code(*number)));
                 }
             }
         }
@@ -34,19 +49,12 @@ impl KvDtype {
     /// `from` points to `count` initialised numbers of this format and is aligned for one. No other thread writes them.
     #[inline]
     pub(crate) unsafe fn read(self, from: *const u8, count: usize, mut give: impl FnMut(usize, f32)) {
-        // SAFETY (all arms): the caller's contract.
-        match self {
-            Self::F32 => {
-                (0..count).for_each(|index| give(index, unsafe { from.cast::<f32>().add(index).read() }))
-            }
-            Self::Bf16 => {
-                (0..count)
-                    .for_each(|index| give(index, unsafe { from.cast::<bf16>().add(index).read() }.to_f32()));
-            }
-            Self::Fp8 => {
-                (0..count).for_each(|index| {
-                    give(index, e4m3::value(unsafe { from.add(index).read() }) * Self::SCALE)
-                });
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self {
+                Self::F32 => (0..count).for_each(|n| give(n, from.cast::<f32>().add(n).read())),
+                Self::Bf16 => (0..count).for_each(|n| give(n, from.cast::<bf16>().add(n).read().to_f32())),
+                Self::Fp8 => (0..count).for_each(|n| give(n, e4m3::value(from.add(n).read()) * Self::SCALE)),
             }
         }
     }
@@ -56,23 +64,11 @@ impl KvDtype {
 mod tests {
     use super::*;
 
-    /// The numbers that come back after they were written in a format.
-    fn kept(dtype: KvDtype, numbers: &[f32]) -> Vec<f32> {
-        let mut words = vec![0u32; numbers.len()];
-        let mut found = vec![0.0; numbers.len()];
-        // SAFETY: the words are aligned, and have four bytes for each number.
-        unsafe {
-            dtype.write(numbers, words.as_mut_ptr().cast());
-            dtype.read(words.as_ptr().cast(), numbers.len(), |index, number| found[index] = number);
-        }
-        found
-    }
-
     #[test]
     fn numbers_are_rounded_to_those_of_the_format() {
         let third = 1.0 / 3.0;
         let check = |dtype, number: f32, expect: f32| {
-            assert_eq!(kept(dtype, &[7.0, number, -7.0]), [7.0, expect, -7.0])
+            assert_eq!(dtype.kept(&[7.0, number, -7.0]).1, [7.0, expect, -7.0])
         };
         check(KvDtype::F32, third, third);
         check(KvDtype::Bf16, third, bf16::from_f32(third).to_f32());
@@ -89,11 +85,8 @@ mod tests {
     #[test]
     fn what_is_not_a_number_has_one_code() {
         for number in [f32::NAN, -f32::NAN] {
-            let mut code = 0;
-            // SAFETY: the code is one byte.
-            unsafe { KvDtype::Fp8.write(&[number], &raw mut code) };
-            assert_eq!(code, 0x7f);
-            assert!(kept(KvDtype::Fp8, &[number])[0].is_nan());
+            let (codes, numbers) = KvDtype::Fp8.kept(&[number]);
+            assert!(codes == [0x7f] && numbers[0].is_nan());
         }
     }
 }
