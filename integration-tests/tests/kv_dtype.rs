@@ -1,9 +1,9 @@
 //! KV pages in FP8: a pair and one process give the same tokens, and peers with other pages are refused.
 
 use anyhow::{Context, Result};
-use integration_tests::client::{ask_all, complete, get_body};
+use integration_tests::client::{ask_all, complete, get_text};
 use integration_tests::fixtures::{Prompt, prompts};
-use integration_tests::process::{Event, Pair, start_local, start_receiver, start_sender};
+use integration_tests::process::{Pair, start_local, start_receiver, start_sender};
 
 const TOKENS: u32 = 24;
 const AT_ONCE: usize = 6;
@@ -11,7 +11,7 @@ const FP8: &str = "engine.kv_dtype=fp8";
 
 /// The labels of the metric that describes the pages.
 fn cache_info(address: &str) -> Result<String> {
-    let (_, text) = get_body(address, "/metrics")?;
+    let text = get_text(address, "/metrics")?;
     let line = text.lines().find(|line| line.starts_with("vllm:cache_config_info{"));
     Ok(line.context("the metrics describe the pages")?.to_owned())
 }
@@ -46,8 +46,13 @@ fn a_pair_with_pages_in_fp8_gives_the_tokens_of_one_process() -> Result<()> {
 fn a_peer_whose_pages_have_another_format_is_refused() -> Result<()> {
     let check = |of_receiver: &[&str], of_sender: &[&str], words: &[&str]| {
         let receiver = start_receiver(of_receiver)?;
-        let sender = start_sender(&receiver, of_sender)?;
-        println!("{}", sender.wait_event(Event::ReceiverRefuses, words)?);
+        let mut sender = start_sender(&receiver, of_sender)?;
+        let status = sender.wait()?;
+        let log = sender.log();
+        let line = log.lines().last().context("the sender logs why it ends")?;
+        println!("{line}");
+        assert!(!status.success() && line.starts_with("error: "), "{log}");
+        assert!(words.iter().all(|word| line.contains(word)), "{line:?} does not contain {words:?}");
         anyhow::Ok(())
     };
     let remedy = "give both sides the same engine.kv_dtype";

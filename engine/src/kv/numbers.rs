@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn numbers_are_rounded_to_those_of_the_format() {
         let third = 1.0 / 3.0;
-        let check = |dtype, number: f32, expect: f32| {
+        let check = |dtype: KvDtype, number: f32, expect: f32| {
             assert_eq!(dtype.kept(&[7.0, number, -7.0]).1, [7.0, expect, -7.0])
         };
         check(KvDtype::F32, third, third);

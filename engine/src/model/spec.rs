@@ -103,7 +103,7 @@ impl ModelSpec {
             0 => u32::MAX,
             bytes => u32::try_from(bytes / layout.page_bytes()).unwrap_or(u32::MAX),
         };
-        pages.min(of_pool)
+        pages.min(of_pool).max(1)
     }
 
     /// Refuses sizes that contradict each other, and a window that the forward pass does not compute.
