@@ -72,6 +72,7 @@ fn main() -> Result<()> {
         device: ComputeDevice::Cpu,
         load_format: LoadFormat::Auto,
         quantization: engine::Quantization::None,
+        kv_dtype: engine::KvCacheDtype::Auto,
         digests: None,
     })?;
     println!("model: {}", engine.model().name);

@@ -83,9 +83,12 @@ pub struct KvShape {
     pub head_dim: u32,
     /// Tokens in one page.
     pub page_tokens: u32,
-    /// Element type of the KV cache, for example `f32`.
+    /// Element type of the KV cache, for example `f32` or `fp8`.
     #[serde(deserialize_with = "wire::text")]
     pub dtype: String,
+    /// The number of an element is its value times this number, for example `1`.
+    #[serde(deserialize_with = "wire::text")]
+    pub scale: String,
     /// Bytes in one page.
     pub page_bytes: u64,
     /// Whether the sender hashes pages and the receiver checks the hashes.
@@ -188,8 +191,11 @@ impl KvShape {
             let (ours, theirs) = (ours.to_string(), peer_text(&theirs.to_string()));
             if ours == theirs { Ok(()) } else { Err(Incompatible::Page { field, key, ours, theirs }) }
         };
+        // The default page length depends on the element type, so the type comes first.
+        let of_type = "engine.kv_dtype and the same engine.device";
+        page("KV element type", of_type, &self.dtype, &theirs.dtype)?;
+        page("KV scale", "build of Baton", &self.scale, &theirs.scale)?;
         page("page length in tokens", "engine.page_tokens", &self.page_tokens, &theirs.page_tokens)?;
-        page("KV element type", "engine.device", &self.dtype, &theirs.dtype)?;
         page("number of layers", "--model", &self.layers, &theirs.layers)?;
         page("number of KV heads", "--model", &self.kv_heads, &theirs.kv_heads)?;
         page("head size", "--model", &self.head_dim, &theirs.head_dim)?;

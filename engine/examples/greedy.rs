@@ -27,6 +27,7 @@ fn main() -> Result<()> {
         device: engine::ComputeDevice::Cpu,
         load_format: engine::LoadFormat::Auto,
         quantization: engine::Quantization::None,
+        kv_dtype: engine::KvCacheDtype::Auto,
         digests: None,
     };
     let mut engine = engine::open(&config)?;

@@ -1,6 +1,6 @@
 // C ABI over FlashInfer's FlashAttention 2 with paged keys and values, for decode rows in bf16. A sequence has one query row,
-// and a tile has all query heads that share a KV head. The file is compiled once per head size, with -DBATON_HEAD_DIM=64 or
-// 128, which is also the suffix of the function's name.
+// and a tile has all query heads that share a KV head. The file is compiled for each head size, with -DBATON_HEAD_DIM=64 or
+// 128, and for keys and values in bf16 and, with -DBATON_KV_FP8, in FP8. The function's name ends with the head size and `_fp8`.
 //
 // FlashInfer's own plan splits all contexts into pieces of one length, which depends on the number of sequences. Then a row's
 // rounding would depend on the batch. So the caller defines the split-KV pieces: their length depends only on the context.
@@ -19,6 +19,14 @@ constexpr uint32_t HEAD_DIM = BATON_HEAD_DIM;
 constexpr uint32_t TILE = 16;
 
 using Element = __nv_bfloat16;
+// FlashInfer's kernel expands FP8 codes to bf16 in registers. What is not a number becomes ±480 there.
+#ifdef BATON_KV_FP8
+using KvElement = __nv_fp8_e4m3;
+#define INSTANCE JOIN(BATON_HEAD_DIM, _fp8)
+#else
+using KvElement = __nv_bfloat16;
+#define INSTANCE BATON_HEAD_DIM
+#endif
 using Variant = flashinfer::DefaultAttention</*use_custom_mask=*/false, /*use_sliding_window=*/false,
                                              /*use_logits_soft_cap=*/false, /*use_alibi=*/false>;
 
@@ -28,8 +36,8 @@ struct PieceTokens {
   const int32_t* pieces;
   __device__ uint32_t operator*() const { return pieces[blockIdx.x]; }
 };
-struct Params : flashinfer::BatchPrefillPagedParams<Element, Element, Element, int32_t> {
-  using flashinfer::BatchPrefillPagedParams<Element, Element, Element, int32_t>::BatchPrefillPagedParams;
+struct Params : flashinfer::BatchPrefillPagedParams<Element, KvElement, Element, int32_t> {
+  using flashinfer::BatchPrefillPagedParams<Element, KvElement, Element, int32_t>::BatchPrefillPagedParams;
   PieceTokens kv_chunk_size_ptr;
 };
 
@@ -46,8 +54,8 @@ struct Fa2Run {
   int32_t* zeros;
   int32_t* row_pieces;
   __nv_bfloat16* q;
-  __nv_bfloat16* k_pool;
-  __nv_bfloat16* v_pool;
+  void* k_pool;
+  void* v_pool;
   int32_t* row_starts;
   int32_t* page_starts;
   int32_t* kv_pages;
@@ -73,15 +81,15 @@ static_assert(sizeof(Fa2Run) == 168);
 // - `zeros` has `pieces` zero words.
 // - `partial_out` has pieces * heads * head_dim bf16 numbers, and `partial_sums` has pieces * heads floats.
 // - `heads / kv_heads` is at most 16.
-extern "C" int JOIN(baton_fa2_run_, BATON_HEAD_DIM)(const Fa2Run* arguments, cudaStream_t stream) {
+extern "C" int JOIN(baton_fa2_run_, INSTANCE)(const Fa2Run* arguments, cudaStream_t stream) {
   const Fa2Run& of = *arguments;
   // FlashInfer stores the stride in 32 bits.
   if (of.page_stride < 0 || of.page_stride > UINT32_MAX || of.heads > TILE * of.kv_heads) return cudaErrorInvalidValue;
   return guarded([&] {
     const int64_t strides[3] = {of.page_stride, HEAD_DIM, of.head_stride};
-    flashinfer::paged_kv_t<Element, int32_t> pages(of.kv_heads, of.page_tokens, HEAD_DIM, of.rows, flashinfer::QKVLayout::kNHD,
-                                                   of.k_pool, of.v_pool, strides, of.kv_pages, of.page_starts,
-                                                   of.last_page_tokens);
+    flashinfer::paged_kv_t<KvElement, int32_t> pages(of.kv_heads, of.page_tokens, HEAD_DIM, of.rows, flashinfer::QKVLayout::kNHD,
+                                                     static_cast<KvElement*>(of.k_pool), static_cast<KvElement*>(of.v_pool), strides,
+                                                     of.kv_pages, of.page_starts, of.last_page_tokens);
     Params params(of.q, pages, /*maybe_custom_mask=*/nullptr, of.row_starts, /*maybe_mask_indptr=*/nullptr,
                   /*maybe_q_rope_offset=*/nullptr, of.out, /*lse=*/nullptr, /*maybe_alibi_slopes=*/nullptr, of.heads,
                   /*q_stride_n=*/of.heads * HEAD_DIM, /*q_stride_h=*/HEAD_DIM, /*window_left=*/-1,

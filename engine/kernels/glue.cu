@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "kv.cuh"
 #include "launch.cuh"
 #include "rounding.cuh"
 
@@ -52,6 +53,20 @@ __device__ Vector narrow(const Floats& floats) {
     vector.pairs[i] = __floats2bfloat162_rn(floats.at[2 * i], floats.at[2 * i + 1]);
   }
   return vector;
+}
+
+// Eight FP8 codes.
+struct alignas(8) Codes {
+  __nv_fp8x2_storage_t pairs[VECTOR / 2];
+};
+
+// Writes vector number i of keys or values.
+__device__ void store(bf16* numbers, int64_t i, const Floats& floats) { reinterpret_cast<Vector*>(numbers)[i] = narrow(floats); }
+__device__ void store(__nv_fp8_storage_t* numbers, int64_t i, const Floats& floats) {
+  Codes codes;
+#pragma unroll
+  for (int k = 0; k < VECTOR / 2; k++) codes.pairs[k] = codes_of(floats.at[2 * k], floats.at[2 * k + 1]);
+  reinterpret_cast<Codes*>(numbers)[i] = codes;
 }
 
 __device__ const Vector* vectors(const bf16* numbers) { return reinterpret_cast<const Vector*>(numbers); }
@@ -173,13 +188,13 @@ __device__ float head_sum(float value, int width) {
 //
 // With biases the products are f32. Rounding a product before its bias is added errs in the same way for all positions, and attention, which
 // averages values over positions, does not average such an error away.
-template <typename Product>
-__global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* head_norms, bf16* q_out, bf16* pool,
+template <typename Product, typename Stored>
+__global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* head_norms, bf16* q_out, Stored* pool,
                             const int32_t* positions, const int64_t* places, const float* inverse_frequencies, int heads,
                             int kv_heads, int head_dim, int page_tokens, float epsilon, int64_t page_stride,
                             int64_t head_stride, int64_t layer_offset) {
   extern __shared__ float2 turns[];  // head_dim / 2 pairs of cosine and sine
-  __shared__ bf16* page;             // the layer's keys of KV head 0 in the row's page, or null
+  __shared__ Stored* page;           // the layer's keys of KV head 0 in the row's page, or null
   __shared__ int place_in_page;
   const int64_t row = blockIdx.x;
   for (int i = threadIdx.x; i < head_dim / 2; i += blockDim.x) {
@@ -201,10 +216,8 @@ __global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* he
   for (int i = threadIdx.x; i < all_heads * per_head; i += blockDim.x) {
     const int head = i / per_head;
     const int within = i % per_head;  // in vectors
-    bf16* target;
-    if (head < heads) {
-      target = q_out + (row * heads + head) * head_dim;
-    } else {
+    Stored* target = nullptr;  // the key or value in the pool, or null for a query
+    if (head >= heads) {
       if (page == nullptr) continue;
       const int is_value = head >= heads + kv_heads;
       const int kv_head = head - heads - is_value * kv_heads;
@@ -234,7 +247,11 @@ __global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* he
         floats.at[2 * k + 1] = even * turn.y + odd * turn.x;
       }
     }
-    vectors(target)[within] = narrow(floats);
+    if (target == nullptr) {
+      store(q_out + (row * heads + head) * head_dim, within, floats);
+    } else {
+      store(target, within, floats);
+    }
   }
 }
 
@@ -314,7 +331,7 @@ struct RopeAppend {
   const bf16* bias;
   const bf16* head_norms;
   bf16* q_out;
-  bf16* pool;
+  void* pool;
   const int32_t* positions;
   const int64_t* places;
   const float* inverse_frequencies;
@@ -327,8 +344,9 @@ struct RopeAppend {
   int32_t head_dim;
   int32_t page_tokens;
   float epsilon;
+  int32_t fp8;
 };
-static_assert(sizeof(RopeAppend) == 112);
+static_assert(sizeof(RopeAppend) == 120);
 
 struct SiluMul {
   const bf16* gate_up;
@@ -394,20 +412,24 @@ int baton_add_rms_norm(const AddRmsNorm* arguments, cudaStream_t stream) {
 // - Keys and values go to the pool place places[r] = page * page_tokens + position in the page. A negative place writes
 //   nothing.
 // - A KV head's part of the layer starts at page * page_stride + kv_head * head_stride + layer_offset numbers. It is
-//   [keys, values][page_tokens][head_dim].
+//   [keys, values][page_tokens][head_dim]. Its numbers are FP8 codes if `fp8`, else bf16.
 int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
   const auto [qkv, bias, head_norms, q_out, pool, positions, places, inverse_frequencies, page_stride, head_stride, layer_offset,
-              rows, heads, kv_heads, head_dim, page_tokens, epsilon] = *arguments;
+              rows, heads, kv_heads, head_dim, page_tokens, epsilon, fp8] = *arguments;
   if (rows == 0) return cudaSuccess;
   const int block = block_for((heads + 2 * kv_heads) * head_dim / VECTOR, BLOCK_MAX);
   const size_t shared_bytes = head_dim / 2 * sizeof(float2);
-  const auto append = [&](auto* products) {
-    using Product = std::remove_pointer_t<decltype(products)>;
-    return launch(rope_append<std::remove_const_t<Product>>, rows, block, shared_bytes, stream, products, bias, head_norms, q_out,
-                  pool, positions, places, inverse_frequencies, heads, kv_heads, head_dim, page_tokens, epsilon, page_stride,
+  const auto append = [&](auto* products, auto* numbers) {
+    using Product = std::remove_const_t<std::remove_pointer_t<decltype(products)>>;
+    using Stored = std::remove_pointer_t<decltype(numbers)>;
+    return launch(rope_append<Product, Stored>, rows, block, shared_bytes, stream, products, bias, head_norms, q_out, numbers,
+                  positions, places, inverse_frequencies, heads, kv_heads, head_dim, page_tokens, epsilon, page_stride,
                   head_stride, layer_offset);
   };
-  return bias != nullptr ? append(static_cast<const float*>(qkv)) : append(static_cast<const bf16*>(qkv));
+  const auto of_products = [&](auto* numbers) {
+    return bias != nullptr ? append(static_cast<const float*>(qkv), numbers) : append(static_cast<const bf16*>(qkv), numbers);
+  };
+  return fp8 ? of_products(static_cast<__nv_fp8_storage_t*>(pool)) : of_products(static_cast<bf16*>(pool));
 }
 
 // out[r] = silu(gate) * up. Row r of gate_up is `feed` numbers of gate, then `feed` numbers of up. With `codes` and `scales`, the result is rounded to

@@ -1,4 +1,4 @@
-//! The CUDA backend: a model in bf16 on one GPU. The KV pages lie in one plain device allocation.
+//! The CUDA backend: a model in bf16 on one GPU. The KV pages, in bf16 or FP8, lie in one plain device allocation.
 //!
 //! # Guarantees
 //! Kernels sum in f32 and store bf16. **A row's result depends on its sequence alone**, to the bit. It depends neither
@@ -17,6 +17,7 @@
 mod attention;
 mod cublas;
 mod device;
+mod expanded;
 mod fits;
 mod forward;
 mod gemm;
@@ -28,6 +29,7 @@ mod open;
 mod pool;
 mod products;
 mod stored_matrix;
+mod stored_values;
 mod survey;
 mod weights;
 
@@ -190,6 +192,16 @@ impl CudaEngine {
         self.stream.wait()?;
         let bytes = self.kv.layout().page_bytes();
         device::read(self.kv.base().as_ptr() as u64 + u64::from(page.0) * bytes, bytes as usize)
+    }
+
+    /// Rounds numbers as the values of FP8 pages are rounded, and makes bf16 numbers of the codes as for prompts. Returns both. The count is a multiple of
+    /// 64. For tests.
+    ///
+    /// # Errors
+    /// The device's errors.
+    #[doc(hidden)]
+    pub fn stored_values(&self, numbers: &[f32]) -> Result<(Vec<u8>, Vec<f32>), CudaError> {
+        stored_values::stored(&self.device, &self.stream, numbers)
     }
 
     /// Breaks the device for this process by a kernel that writes to an invalid address. For tests.

@@ -38,11 +38,12 @@ pub(crate) fn value(code: u8) -> f32 {
     VALUES[usize::from(code)]
 }
 
-/// The code of the nearest e4m3 number, of two the one with an even code. Numbers beyond the largest get its code.
+/// The code of the nearest e4m3 number, of two the one with an even code. Numbers beyond the largest get its code. What is not a number gets 0x7f, as
+/// from the GPU's `cvt.rn.satfinite.e4m3x2.f32`.
 pub(crate) fn encode(number: f32) -> u8 {
     let (sign, bits) = ((number.to_bits() >> 31 << 7) as u8, number.abs().to_bits());
     if number.is_nan() {
-        return sign | 0x7f;
+        return 0x7f;
     }
     let code = if number.abs() < 0.015_625 {
         // Multiples of 2^-9; eight of them are the smallest number with an exponent.
@@ -79,7 +80,7 @@ mod tests {
             assert_eq!(encode(value(code)), code, "{code:#x}");
         }
         assert_eq!((value(0x7e), value(0x01), value(0x08)), (LARGEST, 1.0 / 512.0, 1.0 / 64.0));
-        assert!(value(0x7f).is_nan() && encode(f32::NAN) == 0x7f);
+        assert!(value(0x7f).is_nan() && [f32::NAN, -f32::NAN].map(encode) == [0x7f; 2]);
     }
 
     #[test]

@@ -58,9 +58,14 @@ impl InspectedModel {
         self.checkpoint.hashed()
     }
 
-    /// Bytes of the weights in the memory of a GPU.
+    /// Bytes of the weights in the memory of a GPU and, with pages in FP8, of the memory in which prompts read them in bf16.
     #[must_use]
     pub fn gpu_bytes(&self) -> u64 {
+        let expanded = self.checkpoint.spec.expanded_pages(&self.config, &self.layout);
+        self.weight_bytes() + u64::from(expanded) * self.layout.layer_numbers() * 2
+    }
+
+    fn weight_bytes(&self) -> u64 {
         let is_fp8 = self.config.quantization.rounds_weights();
         let rows = self.checkpoint.tensors.iter();
         rows.map(|row| row.elements() as u64 * if is_fp8 && row.is_quantised() { 1 } else { 2 }).sum()
@@ -107,6 +112,7 @@ mod tests {
             device: ComputeDevice::Cpu,
             load_format: LoadFormat::Auto,
             quantization: Quantization::None,
+            kv_dtype: crate::KvCacheDtype::Auto,
             digests: None,
         }
     }
@@ -137,6 +143,25 @@ mod tests {
         assert_eq!(fp8.gpu_bytes(), plain.gpu_bytes() - of_layers as u64);
         let [ours, theirs] = [&plain, &fp8].map(|model| model.fingerprint().unwrap());
         assert_ne!(ours, theirs, "peers with other weights refuse each other");
+    }
+
+    #[test]
+    fn pages_in_fp8_need_memory_for_prompts_on_a_gpu() {
+        let (file, _) = Tiny { kind: 0, ..Tiny::USUAL }.file();
+        let gpu = ComputeDevice::Cuda { ordinal: 0, memory_utilization: 0.9 };
+        let of = |device, kv_dtype, kv_bytes| {
+            let config = EngineConfig { device, kv_dtype, kv_bytes, ..config(file.path().to_owned()) };
+            let checkpoint = Checkpoint::open_headers(&config.model, config.load_format).unwrap();
+            let layout = checkpoint.spec.kv_layout(&config);
+            let model = InspectedModel { checkpoint, config, layout };
+            model.gpu_bytes() - model.weight_bytes()
+        };
+        let (fp8, auto) = (crate::KvCacheDtype::Fp8, crate::KvCacheDtype::Auto);
+        // One layer's keys and values of a position take as many bytes in bf16 as all layers' in FP8, because there are two layers.
+        assert_eq!(of(gpu, fp8, 0), (128 << 10) * Tiny::USUAL.kv_bytes() / 4);
+        assert_eq!(of(gpu, fp8, 1 << 20), 1 << 20, "not more than the pages of the pool");
+        assert_eq!(of(gpu, auto, 0), 0);
+        assert_eq!(of(ComputeDevice::Cpu, fp8, 1 << 20), 0);
     }
 
     #[test]

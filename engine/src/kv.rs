@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU8;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
+mod numbers;
 #[cfg(test)]
 mod tests;
 
@@ -24,15 +25,21 @@ pub enum KvDtype {
     F32,
     /// bfloat16: the upper half of an `F32`.
     Bf16,
+    /// FP8: e4m3 codes (`float8_e4m3fn`). A number is the value of its code times [`SCALE`](Self::SCALE).
+    Fp8,
 }
 
 impl KvDtype {
+    /// The number of a code is the code's value times this. The two ends of a link compare it. `kernels/kv.cuh` relies on 1.
+    pub const SCALE: f32 = 1.0;
+
     /// The format's name. The two ends of a link compare it, so a changed name is a protocol change.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
         }
     }
 
@@ -42,6 +49,7 @@ impl KvDtype {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,
+            Self::Fp8 => 1,
         }
     }
 }
@@ -97,6 +105,11 @@ impl KvLayout {
     /// Bytes from one position to the next in the keys, or values, of a head in a layer.
     fn token_bytes(&self) -> u64 {
         u64::from(self.head_dim).saturating_mul(self.dtype.bytes())
+    }
+
+    /// Numbers of one page in one layer: `[kv_head][K,V][page_token][head_dim]`.
+    pub(crate) fn layer_numbers(&self) -> u64 {
+        2 * u64::from(self.kv_heads) * u64::from(self.page_tokens) * u64::from(self.head_dim)
     }
 
     /// The distances in a pool.
@@ -323,13 +336,13 @@ impl KvPool {
         layer: u32,
         part: KeyOrValue,
         page_token: u32,
-    ) -> NonNull<f32> {
+    ) -> NonNull<u8> {
         assert!(page.0 < self.pages, "page {} of {}", page.0, self.pages);
         let offset = u64::from(page.0) * self.layout.page_bytes()
             + self.layout.offset_bytes(kv_head, layer, part, page_token);
         // SAFETY: the page is in the pool and the offset is inside the page, so the sum is inside the mapping, whose size
         // fits `isize`.
-        unsafe { self.base.add(offset as usize).cast() }
+        unsafe { self.base.add(offset as usize) }
     }
 }
 

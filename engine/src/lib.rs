@@ -8,7 +8,9 @@
 //! [`cpu`].
 //!
 //! ```no_run
-//! use engine::{Chunk, ComputeDevice, EngineConfig, LoadFormat, PageId, Quantization, Sample, TokenSource};
+//! use engine::{
+//!     Chunk, ComputeDevice, EngineConfig, KvCacheDtype, LoadFormat, PageId, Quantization, Sample, TokenSource,
+//! };
 //!
 //! let mut engine = engine::open(&EngineConfig {
 //!     model: "model.gguf".into(),
@@ -19,6 +21,7 @@
 //!     device: ComputeDevice::Cpu,
 //!     load_format: LoadFormat::Auto,
 //!     quantization: Quantization::None,
+//!     kv_dtype: KvCacheDtype::Auto,
 //!     digests: None,
 //! })?;
 //! let mut step = engine.submit(&[Chunk {
@@ -70,7 +73,7 @@ pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
 pub use gpu_room::GpuRoom;
 pub use inspect::{InspectedModel, gpu_survey};
 pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
-pub use model::{ComputeDevice, EngineConfig, LoadFormat, ModelInfo, Quantization};
+pub use model::{ComputeDevice, EngineConfig, KvCacheDtype, LoadFormat, ModelInfo, Quantization};
 pub use populate::populate;
 pub use safetensors::SafetensorsError;
 pub use sampling::{Logprobs, Sample, Sampling, Token, choose, logprobs};

@@ -38,6 +38,8 @@ pub struct EngineConfig {
     pub load_format: LoadFormat,
     /// The numbers that the weights are rounded to. Peers that exchange pages must have the same value.
     pub quantization: Quantization,
+    /// The numbers that keys and values are rounded to. Peers that exchange pages must have the same format.
+    pub kv_dtype: KvCacheDtype,
     /// A JSON file that keeps the SHA-256 of the model's files from one start to the next. It is made if it does not exist. Several processes may
     /// use it at once. `None` keeps none, so every start reads all files.
     pub digests: Option<PathBuf>,
@@ -81,6 +83,18 @@ impl Quantization {
     pub(crate) fn rounds_rows(self) -> bool {
         self == Self::Fp8
     }
+}
+
+/// The number format of keys and values in the pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvCacheDtype {
+    /// That of the activations: 32-bit floats on a CPU and bf16 on a GPU.
+    #[default]
+    Auto,
+    /// bf16.
+    Bf16,
+    /// [`KvDtype::Fp8`](crate::KvDtype::Fp8).
+    Fp8,
 }
 
 /// Where weights come from.

@@ -182,11 +182,21 @@ pub(crate) struct Tiny {
     pub(crate) hidden: u32,
     pub(crate) feed: u32,
     pub(crate) tied: bool,
+    /// The format of keys and values.
+    pub(crate) kv_dtype: crate::KvCacheDtype,
 }
 
 impl Tiny {
-    pub(crate) const USUAL: Self =
-        Self { architecture: "llama", heads: 4, kv_heads: 2, kind: 3, tied: true, hidden: 64, feed: 96 };
+    pub(crate) const USUAL: Self = Self {
+        architecture: "llama",
+        heads: 4,
+        kv_heads: 2,
+        kind: 3,
+        tied: true,
+        hidden: 64,
+        feed: 96,
+        kv_dtype: crate::KvCacheDtype::Auto,
+    };
     pub(crate) const LAYERS: u32 = 2;
     pub(crate) const HEAD_DIM: u32 = 32;
     /// Not a multiple of the panel width.
@@ -278,6 +288,7 @@ impl Tiny {
             device: crate::ComputeDevice::Cpu,
             load_format: crate::LoadFormat::Auto,
             quantization: crate::Quantization::None,
+            kv_dtype: self.kv_dtype,
             digests: None,
         };
         (file, config)

@@ -40,6 +40,7 @@ fn shape() -> KvShape {
         head_dim: 1,
         page_tokens: 1,
         dtype: "u8".to_owned(),
+        scale: "1".to_owned(),
         page_bytes: PAGE_BYTES,
         page_hash: true,
     }

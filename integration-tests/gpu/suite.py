@@ -97,6 +97,7 @@ def engine(suite):
     for name, error, rows in lines_like(r"^(\S+) +\d+ +([\d.]+) +\d+/\d+ +(\d+) +\d+$", in_fp8):
         suite.add(f"{name} with FP8 weights: logits' RMS error against the CPU engine", float(error), "<= 0.03")
         suite.add(f"{name} with FP8 weights: rows with bit-identical logits alone and in a batch, all of", int(rows))
+    fp8_pages(suite)
     rows = int(re.search(r"^(\d+) rows have the same logits", said, re.M)[1])
     suite.add("large model: rows with bit-identical logits alone and in a batch, all of", rows)
     draws = int(re.search(r"^(\d+) tokens drawn", said, re.M)[1])
@@ -115,6 +116,20 @@ def engine(suite):
             suite.add(f"kernels of a prefill of {length} tokens, summed", suite.kernels[length], unit="ms")
     else:
         suite.note("kernel times are skipped: ncu is not installed")
+
+
+def fp8_pages(suite):
+    """The engine with KV pages in FP8. The program fails if a code, a row in company or a prompt in a group differs."""
+    said = output([suite.gpu_engine, "fp8_kv"])
+    print(said)
+    for name, error, rows in lines_like(r"^(\S+) +\d+ +([\d.]+) +\d+/\d+ +(\d+) +\d+$", said):
+        suite.add(f"{name} with FP8 pages: logits' RMS error against the CPU engine", float(error), "<= 0.06")
+        suite.add(f"{name} with FP8 pages: rows with bit-identical logits alone and in a batch, all of", int(rows))
+    for name, share, error in lines_like(r"^(\S+): ([\d.]+) % of the prompt's codes differ from the CPU's, by ([\d.]+) ", said):
+        suite.add(f"{name}: codes of the prompt's pages that differ from the CPU's", float(share), unit="%")
+        suite.add(f"{name}: keys and values of these pages, RMS error against the CPU's", float(error), "<= 0.04")
+    grouped = sum(int(count) for count in lines_like(r"^\S+: (\d+) prompts in groups", said))
+    suite.add("prompts with FP8 pages that have bit-identical logits alone and in groups, all of", grouped, ">= 1")
 
 
 def kernel_times(suite, length):
@@ -202,6 +217,26 @@ def pair(suite):
     suite.add(f"{load}: TTFT median", statistics.median(answer.ttft for answer in results), "<= 160", "ms")
     suite.add(f"{load}: TPOT median", statistics.median(statistics.mean(answer.gaps) for answer in results), "<= 6.8", "ms")
     suite.add(f"{load}: inter-token p99", gaps[int(len(gaps) * 0.99)], "<= 9", "ms")
+
+
+def fp8_pair(suite):
+    """A pair whose KV pages are in FP8, against one GPU with such pages."""
+    prompts = [random_prompt(length + turn, length) for length in LENGTHS for turn in range(ROUNDS)]
+    single = suite.fp8.local(suite.last_gpu)
+    expected = [ask(single.port(), prompt, WORDS) for prompt in prompts]
+    single.stop()
+    receiver, _, _ = suite.fp8.pair()
+    found = [ask(receiver.port(), prompt, WORDS) for prompt in prompts]
+    differ = sum(one.ids != other.ids for one, other in zip(expected, found))
+    suite.add(f"pair with FP8 pages: answers of {len(prompts)} that differ from those of one GPU", differ, "= 0")
+    handed_over = sum(bool(answer.timings["disaggregated"]) for answer in found)
+    suite.add("  answers that were handed over, all of", handed_over, f"= {len(prompts)}")
+    for length in LENGTHS:
+        of_length = [(one, other) for one, other, prompt in zip(expected, found, prompts) if len(prompt) == length][1:]
+        for who, place in (("one GPU", 0), ("pair", 1)):
+            suite.add(f"  {who}, {length} tokens: TTFT over HTTP", statistics.median(both[place].ttft for both in of_length), unit="ms")
+            inter = statistics.median(gap for both in of_length for gap in both[place].gaps[1:])
+            suite.add(f"  {who}, {length} tokens: inter-token time over HTTP", inter, unit="ms")
 
 
 def pages(suite):
@@ -370,9 +405,9 @@ def memory(suite):
     checker = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not pathlib.Path(checker).exists():
         return suite.note("memory checks are skipped: compute-sanitizer is not installed")
-    # Kernels have another timing under the tool. The second run compares rows repeatedly to find results that depend on timing.
+    # Kernels have another timing under the tool. The last run compares rows repeatedly to find results that depend on timing.
     errors, wrong = 0, 0
-    for arguments in [[], ["company", COMPANY_SECONDS]]:
+    for arguments in [[], ["fp8_kv"], ["company", COMPANY_SECONDS]]:
         command = [checker, "--tool", "memcheck", suite.gpu_engine, *map(str, arguments)]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}
         run = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
@@ -386,7 +421,7 @@ def memory(suite):
     suite.add("  rows compared alone and in a batch under it", int(rows[1]) if rows else 0, ">= 1")
 
 
-PARTS = [engine, hand_over, alone, pair, pages, logits, real, refusal, kills, memory]
+PARTS = [engine, hand_over, alone, pair, fp8_pair, pages, logits, real, refusal, kills, memory]
 
 
 class Suite(Report):
@@ -395,6 +430,7 @@ class Suite(Report):
         self.runtime, self.gpu_engine = options.runtime.resolve(), options.gpu_engine.resolve()
         self.libucp, self.folder, self.model = options.libucp.resolve(), options.folder.resolve(), options.model
         self.large = Fleet(self.runtime, self.libucp, self.folder)
+        self.fp8 = Fleet(self.runtime, self.libucp, self.folder, "engine.kv_dtype=fp8")
         self.small = Fleet(self.runtime, self.libucp, self.model, "engine.gpu_memory_utilization=0.4")
         self.part = ""
         self.kernels, self.words, self.single, self.read_rate, self.expected = {}, {}, {}, None, None
@@ -436,8 +472,8 @@ def main():
         except (Failed, OSError, subprocess.SubprocessError, KeyError, TypeError) as error:
             failures.append(f"{part.__name__} failed: {type(error).__name__}: {error}")
             print(f"  {failures[-1]}")
-        suite.large.stop()
-        suite.small.stop()
+        for fleet in (suite.large, suite.fp8, suite.small):
+            fleet.stop()
         print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     title = f"{len(gpus)} x {gpus[0] if gpus else 'no GPU'}"

@@ -356,6 +356,16 @@ fn faults_of_peers_are_named() -> Result<()> {
     let (_process, address) = started(&own, &["--quantization", "fp8_weights"])?;
     has(&sender(&own, &address, &[])?, "peers", FAULT, &["peer serves model", "same engine.quantization"])?;
 
+    staged("A peer has KV pages in another format")?;
+    let (_process, address) = started(&own, &["--kv-cache-dtype", "fp8"])?;
+    let words = ["KV element type is fp8 and ours is f32", "same engine.kv_dtype"];
+    has(&sender(&own, &address, &[])?, "peers", FAULT, &words)?;
+    let report = sender(&own, &address, &["--kv-cache-dtype", "fp8"])?;
+    let faults = findings(&report)?
+        .into_iter()
+        .filter(|finding| finding["check"] == "peers" && finding["state"] != "ok");
+    assert_eq!(faults.count(), 0, "the same format on both sides");
+
     staged("A peer has another secret")?;
     let (process, address) = started(&own, &["--set", "link.secret=one"])?;
     has(

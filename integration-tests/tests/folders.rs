@@ -23,6 +23,7 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
         device: engine::ComputeDevice::Cpu,
         load_format: engine::LoadFormat::Auto,
         quantization: engine::Quantization::None,
+        kv_dtype: engine::KvCacheDtype::Auto,
         digests: None,
     })
 }

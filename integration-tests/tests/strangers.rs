@@ -53,6 +53,7 @@ fn hello(versions: Versions) -> Hello {
             head_dim: 32,
             page_tokens: 16,
             dtype: "f32".into(),
+            scale: "1".into(),
             page_bytes: 1,
             page_hash: true,
         },

@@ -117,6 +117,10 @@ pub struct StartOptions {
     #[arg(long, value_name = "METHOD", help_heading = VLLM)]
     pub quantization: Option<String>,
 
+    /// Numbers of the KV pages: auto, bf16 or fp8 (`engine.kv_dtype`)
+    #[arg(long, value_name = "DTYPE", help_heading = VLLM)]
+    pub kv_cache_dtype: Option<String>,
+
     /// API key that clients must send (`request.api_key`)
     #[arg(long, value_name = "KEY", help_heading = VLLM)]
     pub api_key: Option<String>,
@@ -237,13 +241,14 @@ impl StartOptions {
         let file = self.config.clone().or_else(|| surroundings.lmcache_file.clone());
         let role = self.role(file.as_deref())?;
         let port = if matches!(role, Role::Local | Role::Proxy) { "frontend.port" } else { "http.port" };
-        let named: [(&str, &[&str], &Option<String>); 11] = [
+        let named: [(&str, &[&str], &Option<String>); 12] = [
             ("--model", &["model"], &self.model),
             ("--port", &[port], &self.port),
             ("--host", &["http.host", "frontend.host"], &self.host),
             ("--served-model-name", &["served_model_name"], &self.served_model_name),
             ("--max-model-len", &["request.context_tokens"], &self.max_model_len),
             ("--quantization", &["engine.quantization"], &self.quantization),
+            ("--kv-cache-dtype", &["engine.kv_dtype"], &self.kv_cache_dtype),
             ("--api-key", &["request.api_key"], &self.api_key),
             ("--ssl-certfile", &["tls.cert_file"], &self.ssl_certfile),
             ("--ssl-keyfile", &["tls.key_file"], &self.ssl_keyfile),

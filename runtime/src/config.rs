@@ -249,6 +249,8 @@ sections! {
         /// `fp8_weights` rounds the matrices of the layers to FP8 when they are loaded. `fp8` also rounds the rows that they multiply. Both ends of a link
         /// need the same value.
         quantization: String = |value| one_of(value, &["none", "fp8_weights", "fp8"]), |_, _| "none";
+        /// Numbers of the KV pages. `auto` is 32-bit floats on a CPU and bf16 on a GPU. `fp8` takes half the memory of bf16. Both ends of a link need the same value.
+        kv_dtype: String = |value| one_of(value, &["auto", "bf16", "fp8"]), |_, _| "auto";
         /// Size of the pool of KV pages. The default is 1GiB, and on a GPU the rest of `engine.gpu_memory_utilization`.
         kv_bytes: Option<ByteSize> = |value| optional(value, bytes), |_, _| layers::NOTHING;
         /// Tokens in a KV page. Both ends of a link need the same value. The default is 16. On a GPU it is a power of two from 16 to 256 that makes pages of about 8 MiB.

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use actix::prelude::*;
 use connector::frame::KvShape;
 use connector::transport::{Event, EventSink, Transport};
-use engine::KvLayout;
+use engine::{KvDtype, KvLayout};
 use tokio::net::TcpListener;
 
 use super::{LinkConfig, NodeError, NodeFacts, Parts};
@@ -99,6 +99,7 @@ pub fn kv_shape(layout: &KvLayout, (name, fingerprint): (&str, [u8; 32]), page_h
         head_dim: layout.head_dim,
         page_tokens: layout.page_tokens,
         dtype: layout.dtype.name().to_owned(),
+        scale: KvDtype::SCALE.to_string(),
         page_bytes: layout.page_bytes(),
         page_hash,
     }

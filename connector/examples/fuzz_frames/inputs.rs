@@ -61,6 +61,7 @@ pub(crate) fn shape() -> KvShape {
         head_dim: 64,
         page_tokens: 16,
         dtype: "f32".into(),
+        scale: "1".into(),
         page_bytes: 737_280,
         page_hash: true,
     }
@@ -70,7 +71,13 @@ fn any_shape(random: &mut Random) -> KvShape {
     if random.one_in(2) {
         return shape();
     }
-    KvShape { model: random.text(), fingerprint: random.array(), dtype: random.text(), ..shape() }
+    KvShape {
+        model: random.text(),
+        fingerprint: random.array(),
+        dtype: random.text(),
+        scale: random.text(),
+        ..shape()
+    }
 }
 
 fn incarnation(random: &mut Random) -> Incarnation {

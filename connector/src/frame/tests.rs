@@ -13,6 +13,7 @@ fn shape() -> KvShape {
         head_dim: 64,
         page_tokens: 16,
         dtype: "f32".into(),
+        scale: "1".into(),
         page_bytes: 737_280,
         page_hash: true,
     }
@@ -147,7 +148,14 @@ fn the_error_names_the_property_that_differs() {
     assert_eq!(shape().accepts(&shape()), Ok(()));
     check(|shape| shape.fingerprint[0] = 8, "same --model");
     check(|shape| shape.page_tokens = 32, "peer's page length in tokens is 32 and ours is 16");
-    check(|shape| shape.dtype = "bf16".into(), "KV element type");
+    check(
+        |shape| (shape.dtype, shape.page_tokens) = ("bf16".into(), 32),
+        "peer's KV element type is bf16 and ours is f32; give both sides the same engine.kv_dtype and the same engine.device",
+    );
+    check(
+        |shape| shape.scale = "0.5".into(),
+        "peer's KV scale is 0.5 and ours is 1; give both sides the same build",
+    );
     check(|shape| shape.page_bytes = 1, "page size in bytes");
     check(|shape| shape.page_hash = false, "same transport.page_hash");
 }

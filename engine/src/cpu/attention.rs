@@ -9,7 +9,7 @@
 use super::kernels::{Kernels, PANEL, Product};
 use super::matrix::Matrix;
 use super::scratch::{Scratch, take};
-use crate::kv::{KeyOrValue, KvPool, PageId};
+use crate::kv::{KeyOrValue, KvDtype, KvPool, PageId};
 use crate::model::spec::AttentionSpec;
 
 /// Maximum number of rows of a unit.
@@ -138,43 +138,44 @@ impl Attention<'_> {
     /// That of [`compute`](Self::compute).
     unsafe fn transpose_keys(&self, unit: &Unit<'_>, first: usize, to: &mut [f32]) {
         let count = PANEL.min(unit.context() - first);
+        let (dtype, size) = (self.kv.layout().dtype, self.heads.head_dim);
         for column in 0..count {
             let key = self.address(unit, KeyOrValue::Key, first + column);
-            for (dimension, to) in to.chunks_exact_mut(PANEL).enumerate() {
-                // SAFETY: a head's key is `head_dim` contiguous floats, which are initialised by the caller's contract.
-                to[column] = unsafe { key.add(dimension).read() };
-            }
+            // SAFETY: a head's key is `head_dim` contiguous numbers, which are initialised by the caller's contract.
+            unsafe { dtype.read(key, size, |dimension, number| to[dimension * PANEL + column] = number) };
         }
         if count < PANEL {
             to.chunks_exact_mut(PANEL).for_each(|to| to[count..].fill(0.0));
         }
     }
 
-    /// `sums[v] = Σ_t weights[v][t] · value[t]`, one page at a time. Reads the values in the pages, or a padded copy if the
-    /// head size is not a multiple of the panel width. The width of a row of `sums` is a multiple of the panel width.
+    /// `sums[v] = Σ_t weights[v][t] · value[t]`, one page at a time. Reads the values in the pages, or a padded copy if they are
+    /// not floats or the head size is not a multiple of the panel width. The width of a row of `sums` is a multiple of the panel width.
     ///
     /// # Safety
     /// That of [`compute`](Self::compute); `weights` is `vectors × stride`.
     unsafe fn add_values(&self, unit: &Unit<'_>, weights: &[f32], sums: &mut [f32], copy: &mut Vec<f32>) {
         let (size, context) = (self.heads.head_dim, unit.context());
         let (stride, padded) = (context.next_multiple_of(PANEL), size.next_multiple_of(PANEL));
-        let page_tokens = self.kv.layout().page_tokens as usize;
+        let (page_tokens, dtype) = (self.kv.layout().page_tokens as usize, self.kv.layout().dtype);
         for first in (0..context).step_by(page_tokens) {
             let depth = page_tokens.min(context - first);
-            let mut values = self.address(unit, KeyOrValue::Value, first);
-            let mut width = size;
-            if padded != size {
+            let in_page = self.address(unit, KeyOrValue::Value, first);
+            let (values, width) = if dtype == KvDtype::F32 && padded == size {
+                (in_page.cast::<f32>(), size)
+            } else {
                 let copy = take(copy, depth * padded);
                 for (position, to) in copy.chunks_exact_mut(padded).enumerate() {
                     let (own, rest) = to.split_at_mut(size);
-                    for (dimension, to) in own.iter_mut().enumerate() {
-                        // SAFETY: a head's value is `head_dim` contiguous, initialised floats.
-                        *to = unsafe { values.add(position * width + dimension).read() };
+                    // SAFETY: the values of a head in a page are `depth * head_dim` contiguous, initialised numbers.
+                    unsafe {
+                        let value = in_page.add(position * size * dtype.bytes() as usize);
+                        dtype.read(value, size, |dimension, number| own[dimension] = number);
                     }
                     rest.fill(0.0);
                 }
-                (values, width) = (copy.as_ptr(), padded);
-            }
+                (copy.as_ptr(), padded)
+            };
             for column in (0..size).step_by(PANEL) {
                 let job = Product {
                     rows: sums.len() / padded,
@@ -196,7 +197,7 @@ impl Attention<'_> {
     }
 
     /// The address of the key or value of a position, for the unit's head.
-    fn address(&self, unit: &Unit<'_>, part: KeyOrValue, position: usize) -> *const f32 {
+    fn address(&self, unit: &Unit<'_>, part: KeyOrValue, position: usize) -> *const u8 {
         let page_tokens = self.kv.layout().page_tokens as usize;
         let page = unit.span.pages[position / page_tokens];
         let place = (position % page_tokens) as u32;

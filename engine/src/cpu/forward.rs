@@ -274,7 +274,7 @@ impl Pass<'_> {
         })
     }
 
-    /// Applies the head norms and RoPE to queries and keys, and copies keys and values to their pages.
+    /// Applies the head norms and RoPE to queries and keys, and writes keys and values to their pages.
     fn write_kv(&mut self, index: usize, layer: &Layer) -> Result<(), WorkerPanicked> {
         let Activations { query, key, value, .. } = self.activations;
         let (rope, kv, spans, kernels) = (self.rope, self.kv, self.spans, self.kernels);
@@ -303,7 +303,7 @@ impl Pass<'_> {
                     let to = kv.address(page, head as u32, index as u32, part, place);
                     // SAFETY: the page has `head_dim` numbers here. In a checked batch only one chunk writes a page, so no
                     // other thread accesses this position.
-                    unsafe { to.as_ptr().copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+                    unsafe { kv.layout().dtype.write(from, to.as_ptr()) };
                 }
             }
         })

@@ -2,16 +2,20 @@
 //!
 //! The host makes one FA3 plan per step. It assigns work to thread blocks, and all layers use it. FA2 needs no plan; it reads
 //! the step's lists.
+//!
+//! FA2 also reads pages in FP8. For FA3 they are [copied to bf16](super::expanded) first, layer by layer. If the pages of a step's prompts do not fit into
+//! that memory, groups of prompts are computed one after the other. Each needs another plan in each layer, and the host waits for the stream before
+//! it writes one. This takes milliseconds. Such a step has prompts behind more than 128 Ki tokens together.
 
 use std::sync::Arc;
 
-use half::bf16;
-
 use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
+use super::expanded::ExpandedKv;
 use super::kernels::{Flash, launch};
 use super::lists::{Lists, Uploaded};
 use crate::gpu::arguments::{Fa2Run, Fa3Plan, Fa3Run};
-use crate::kv::{KvLayout, KvPool, KvStrides};
+use crate::gpu::plan::{PromptGroup, groups};
+use crate::kv::{KvDtype, KvLayout, KvPool, KvStrides};
 use crate::model::spec::AttentionSpec;
 
 /// Bytes of FA3's integer workspace, as FlashInfer recommends.
@@ -21,8 +25,15 @@ const PLAN_WORDS: usize = 32;
 /// Maximum number of query heads that share a KV head: the rows of FA2's tile.
 pub(super) const GROUP_MAX: usize = 16;
 
-/// The FA3 plan of a step's prompts: offsets in the workspace, in FlashInfer's format.
-pub(super) struct PrefillPlan([i64; PLAN_WORDS]);
+/// The FA3 plan of a group of prompts: offsets in the workspace, in FlashInfer's format.
+struct GroupPlan([i64; PLAN_WORDS]);
+
+/// How FA3 computes a step's prompts.
+pub(super) struct PrefillPlan {
+    groups: Vec<PromptGroup>,
+    /// The plan of the only group. With several, each is planned before it runs.
+    plan: Option<GroupPlan>,
+}
 
 /// Kernels and workspaces for one model's heads.
 pub(super) struct Attention {
@@ -44,6 +55,8 @@ pub(super) struct Attention {
     head_dim: usize,
     page_tokens: u32,
     kv_strides: KvStrides,
+    /// The memory for pages in bf16, if those of the pool are in FP8.
+    expanded: Option<ExpandedKv>,
 }
 
 /// The inputs and the output of one layer's attention.
@@ -51,30 +64,33 @@ pub(super) struct Heads<'a> {
     /// `[rows][heads][head_dim]`.
     pub(super) query: &'a Buffer,
     pub(super) pool: &'a KvPool,
-    /// The offset of the layer's keys of KV head 0 in a page, in elements.
+    /// The offset of the layer's keys of KV head 0 in a page, in bytes.
     pub(super) keys: usize,
-    /// The offset of the layer's values of KV head 0 in a page, in elements.
+    /// The offset of the layer's values of KV head 0 in a page, in bytes.
     pub(super) values: usize,
     /// `[rows][heads][head_dim]`.
     pub(super) out: &'a Buffer,
 }
 
 impl Heads<'_> {
-    /// The address of element `offset` in page 0 of the pool.
-    fn in_pool(&self, offset: usize) -> *mut bf16 {
-        self.pool.base().as_ptr().cast::<bf16>().wrapping_add(offset)
+    /// The address of byte `offset` in page 0 of the pool.
+    fn in_pool(&self, offset: usize) -> *mut u8 {
+        self.pool.base().as_ptr().wrapping_add(offset)
     }
 }
 
 impl Attention {
-    /// Allocates the workspaces for steps of up to `pieces` pieces. `None` if there is no kernel for the head size.
+    /// Allocates the workspaces for steps of up to `pieces` pieces, and memory for `expanded` pages in bf16. `None` if there is no kernel for the head
+    /// size.
     pub(super) fn new(
         device: &Arc<CudaDevice>,
         spec: &AttentionSpec,
         layout: &KvLayout,
         pieces: usize,
+        expanded: u32,
     ) -> Result<Option<Self>> {
-        let Some(flash) = Flash::of(spec.head_dim) else { return Ok(None) };
+        let is_fp8 = layout.dtype == KvDtype::Fp8;
+        let Some(flash) = Flash::of(spec.head_dim, is_fp8) else { return Ok(None) };
         let heads = pieces * spec.heads;
         Ok(Some(Self {
             flash,
@@ -89,6 +105,7 @@ impl Attention {
             head_dim: spec.head_dim,
             page_tokens: layout.page_tokens,
             kv_strides: layout.strides(),
+            expanded: is_fp8.then(|| ExpandedKv::new(device, layout, expanded)).transpose()?,
         }))
     }
 
@@ -98,17 +115,35 @@ impl Attention {
     /// The copy of the last step that used the same host buffers has finished.
     pub(super) unsafe fn plan_prefill(&self, lists: &Lists, stream: &Stream) -> Result<PrefillPlan> {
         let (plan, part) = (lists.plan(), &lists.plan().prefill);
+        let pages_max = self.expanded.as_ref().map_or(usize::MAX, ExpandedKv::pages);
+        let groups = groups(lists.host_list(plan.page_starts(part)), pages_max);
+        let plan = match &groups[..] {
+            // SAFETY: the caller's contract.
+            [only] => Some(unsafe { self.plan_group(lists, only, stream)? }),
+            _ => None,
+        };
+        Ok(PrefillPlan { groups, plan })
+    }
+
+    /// Plans a group of a step's prompts.
+    ///
+    /// # Safety
+    /// The last copy from the same host buffers has finished.
+    unsafe fn plan_group(&self, lists: &Lists, group: &PromptGroup, stream: &Stream) -> Result<GroupPlan> {
+        let (plan, part) = (lists.plan(), &lists.plan().prefill);
+        let PromptGroup { chunks, .. } = group;
+        let row_starts = &lists.host_list(plan.row_starts(part))[chunks.start..=chunks.end];
         let mut words = [0; PLAN_WORDS];
         let arguments = Fa3Plan {
             int_workspace: self.ints.numbers::<u8>(0, INT_BYTES).cast(),
             host_pinned: self.pinned[lists.turn()].raw().cast(),
             int_bytes: INT_BYTES as u64,
             host_plan: words.as_mut_ptr(),
-            host_row_starts: lists.host_list(plan.row_starts(part)).as_ptr(),
-            host_page_starts: lists.host_list(plan.page_starts(part)).as_ptr(),
-            host_kv_tokens: plan.kv_tokens(part).as_ptr(),
-            rows: part.rows.len() as u32,
-            chunks: part.chunks.len() as u32,
+            host_row_starts: row_starts.as_ptr(),
+            host_page_starts: lists.host_list(plan.page_starts(part))[chunks.start..=chunks.end].as_ptr(),
+            host_kv_tokens: plan.kv_tokens(part)[chunks.clone()].as_ptr(),
+            rows: (row_starts[chunks.len()] - row_starts[0]).cast_unsigned(),
+            chunks: chunks.len() as u32,
             heads: self.heads,
             kv_heads: self.kv_heads,
             page_tokens: self.page_tokens,
@@ -117,7 +152,7 @@ impl Attention {
         // lists have an entry for each chunk, and the lists of starts have one more. No copy reads the pinned bytes any more,
         // by the caller's contract.
         unsafe { launch("baton_fa3_plan", self.flash.fa3_plan, &arguments, stream)? };
-        Ok(PrefillPlan(words))
+        Ok(GroupPlan(words))
     }
 
     /// Runs one layer's attention for the prompts, which are the step's first rows. `plan` is the plan of this step.
@@ -127,18 +162,49 @@ impl Attention {
         step: &Uploaded<'_>,
         heads: &Heads<'_>,
     ) -> Result<()> {
+        for group in &plan.groups {
+            if let Some(plan) = &plan.plan {
+                self.run_group(plan, group, step, heads)?;
+                continue;
+            }
+            step.stream.wait()?;
+            // SAFETY: the stream has finished, and so have all copies.
+            let plan = unsafe { self.plan_group(step.lists(), group, step.stream)? };
+            self.run_group(&plan, group, step, heads)?;
+        }
+        Ok(())
+    }
+
+    /// Runs one layer's attention for a group of prompts. `plan` is the last plan that was made, and that of this group.
+    fn run_group(
+        &self,
+        plan: &GroupPlan,
+        group: &PromptGroup,
+        step: &Uploaded<'_>,
+        heads: &Heads<'_>,
+    ) -> Result<()> {
         let part = &step.plan().prefill;
         let numbers = part.rows.len() * self.row_numbers();
+        let ([k_pool, v_pool], kv_pages, strides) = match &self.expanded {
+            Some(expanded) => {
+                expanded.fill(heads.pool, heads.keys, group, step)?;
+                (expanded.addresses(), expanded.list(group), expanded.strides())
+            }
+            None => {
+                let addresses = [heads.keys, heads.values].map(|offset| heads.in_pool(offset).cast());
+                (addresses, step.list(step.plan().pages(part)), self.kv_strides)
+            }
+        };
         let arguments = Fa3Run {
             int_workspace: self.ints.numbers::<u8>(0, INT_BYTES).cast(),
             host_plan: plan.0.as_ptr(),
             q: heads.query.numbers(0, numbers),
-            k_pool: heads.in_pool(heads.keys),
-            v_pool: heads.in_pool(heads.values),
-            kv_pages: step.list(step.plan().pages(part)),
+            k_pool,
+            v_pool,
+            kv_pages,
             out: heads.out.numbers(0, numbers),
-            page_stride: self.kv_strides.page,
-            head_stride: self.kv_strides.head,
+            page_stride: strides.page,
+            head_stride: strides.head,
             rows: part.rows.len() as i64,
             page_tokens: self.page_tokens.cast_signed(),
             heads: self.heads.cast_signed(),
@@ -146,7 +212,8 @@ impl Attention {
             scale: self.scale(),
         };
         // SAFETY: the lengths of queries and outputs are checked above. The pages are in the pool, by the contract of
-        // `Lists::lay_out`. The plan was made from the same lists, and its copy precedes this kernel in the stream.
+        // `Lists::lay_out`, or in the copy, which has all pages of the group. The plan was made from the same lists, and its copy precedes this kernel
+        // in the stream.
         unsafe { launch("baton_fa3_run", self.flash.fa3_run, &arguments, step.stream) }
     }
 
@@ -166,8 +233,8 @@ impl Attention {
             zeros: self.zeros.numbers(0, pieces),
             row_pieces: step.list(plan.row_pieces()),
             q: heads.query.numbers(first, numbers),
-            k_pool: heads.in_pool(heads.keys),
-            v_pool: heads.in_pool(heads.values),
+            k_pool: heads.in_pool(heads.keys).cast(),
+            v_pool: heads.in_pool(heads.values).cast(),
             row_starts: step.list(plan.row_starts(part)),
             page_starts: step.list(plan.page_starts(part)),
             kv_pages: step.list(plan.pages(part)),

@@ -27,7 +27,7 @@ use super::weights::{Layer, Weights};
 use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, SampleRows, ScoreRows, SiluMul, TakeRows};
 use crate::gpu::plan::{SETTING_WORDS, settings_of};
 use crate::gpu::score::SCORE_WORDS;
-use crate::kv::{KeyOrValue, KvPool, KvStrides};
+use crate::kv::{KeyOrValue, KvDtype, KvPool, KvStrides};
 use crate::model::Quantization;
 use crate::model::spec::{AttentionSpec, ModelSpec};
 use crate::sampling::Sampling;
@@ -341,7 +341,7 @@ impl Forward {
         let x = self.products.rows(normed);
         self.products.multiply(x, &layer.query_key_value, query_key_value, rows, matrix, step.stream)?;
         let [keys, values] = [KeyOrValue::Key, KeyOrValue::Value]
-            .map(|part| self.pool.layout().offset_bytes(0, index as u32, part, 0) as usize / HALF);
+            .map(|part| self.pool.layout().offset_bytes(0, index as u32, part, 0) as usize);
         self.rope_append(keys, layer, step)?;
         let of_layer = Heads { query, pool: &self.pool, keys, values, out: attended };
         if let Some(plan) = prefill {
@@ -356,12 +356,12 @@ impl Forward {
     }
 
     /// Adds the layer's biases, applies its head norms and RoPE to the step's queries and keys, and writes its keys and values
-    /// to the pool. `layer_offset` is the offset of the layer's keys of KV head 0 in a page.
+    /// to the pool. `layer_offset` is the offset of the layer's keys of KV head 0 in a page, in bytes.
     fn rope_append(&self, layer_offset: usize, layer: &Layer, step: &Uploaded<'_>) -> Result<()> {
         let Activations { query_key_value, query, .. } = &self.activations;
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.shape.attention;
         let (plan, rows) = (step.plan(), step.plan().rows);
-        let width = (heads + 2 * kv_heads) * head_dim;
+        let (width, dtype) = ((heads + 2 * kv_heads) * head_dim, self.pool.layout().dtype);
         let given = |buffer: &Option<Buffer>, count: usize| {
             buffer.as_ref().map_or(std::ptr::null(), |buffer| buffer.numbers::<bf16>(0, count).cast_const())
         };
@@ -376,13 +376,14 @@ impl Forward {
             inverse_frequencies: self.inverse_frequencies.numbers(0, head_dim / 2),
             page_stride: self.kv_strides.page,
             head_stride: self.kv_strides.head,
-            layer_offset: layer_offset as i64,
+            layer_offset: layer_offset as i64 / dtype.bytes() as i64,
             rows: rows as i32,
             heads: heads as i32,
             kv_heads: kv_heads as i32,
             head_dim: head_dim as i32,
             page_tokens: self.page_tokens as i32,
             epsilon: self.shape.norm_epsilon,
+            fp8: i32::from(dtype == KvDtype::Fp8),
         };
         // SAFETY: see the module's documentation. The places lie in pages of the pool, and the other arguments come from the
         // pool's layout.

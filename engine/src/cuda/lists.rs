@@ -91,6 +91,11 @@ impl<'a> Uploaded<'a> {
         &self.lists.plan
     }
 
+    /// The lists, whose host buffer still has the step.
+    pub(super) fn lists(&self) -> &'a Lists {
+        self.lists
+    }
+
     /// The device address of a list.
     ///
     /// # Panics

@@ -113,8 +113,9 @@ fn open_attention(
 ) -> Result<Attention, OpenError> {
     let unsupported = |what| OpenError::UnsupportedModel { path: config.model.clone(), what };
     let decode_rows = (config.step_tokens as usize).clamp(GRAPH_ROWS_MAX, SAMPLED_MAX);
-    let attention =
-        Attention::new(device, &spec.attention, layout, pieces_max(decode_rows)).map_err(OpenError::Cuda)?;
+    let expanded = spec.expanded_pages(config, layout);
+    let attention = Attention::new(device, &spec.attention, layout, pieces_max(decode_rows), expanded)
+        .map_err(OpenError::Cuda)?;
     attention.ok_or_else(|| {
         unsupported(format!(
             "its head size is {}, and GPU attention supports head sizes 64 and 128",

@@ -53,13 +53,14 @@ arguments! {
         epsilon: f32,
     }
     /// Adds `bias` to queries, keys and values and applies `head_norms` to the heads of queries and keys, unless these are
-    /// null. `qkv` is f32 with `bias` and bf16 without. Writes rotated queries to `q_out`, and rotated keys and the values to the pool.
-    RopeAppend, 112 bytes {
+    /// null. `qkv` is f32 with `bias` and bf16 without. Writes rotated queries to `q_out`, and rotated keys and the values to the pool,
+    /// whose numbers are FP8 codes if `fp8`, else bf16.
+    RopeAppend, 120 bytes {
         qkv: *const c_void,
         bias: *const bf16,
         head_norms: *const bf16,
         q_out: *mut bf16,
-        pool: *mut bf16,
+        pool: *mut c_void,
         positions: *const i32,
         places: *const i64,
         inverse_frequencies: *const f32,
@@ -72,6 +73,7 @@ arguments! {
         head_dim: i32,
         page_tokens: i32,
         epsilon: f32,
+        fp8: i32,
     }
     /// `out[r] = silu(gate) · up`. With `codes` and `scales`, the result is rounded to FP8 and written there instead.
     SiluMul, 40 bytes {
@@ -209,6 +211,19 @@ arguments! {
         kv_heads: i32,
         scale: f32,
     }
+    /// `out[n][kv_head]` = the layer's keys and values of a head in page `kv_pages[n]`, which are FP8 codes, in bf16.
+    ExpandKv, 64 bytes {
+        pool: *const c_void,
+        kv_pages: *const i32,
+        out: *mut bf16,
+        page_stride: i64,
+        head_stride: i64,
+        layer_offset: i64,
+        pages: i32,
+        kv_heads: i32,
+        page_tokens: i32,
+        head_dim: i32,
+    }
     /// Attention of a step's decode rows.
     Fa2Run, 168 bytes {
         partial_out: *mut bf16,
@@ -220,8 +235,8 @@ arguments! {
         zeros: *mut i32,
         row_pieces: *mut i32,
         q: *mut bf16,
-        k_pool: *mut bf16,
-        v_pool: *mut bf16,
+        k_pool: *mut c_void,
+        v_pool: *mut c_void,
         row_starts: *mut i32,
         page_starts: *mut i32,
         kv_pages: *mut i32,

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::step::{Chunk, TokenSource};
 
+mod groups;
 mod offsets;
 mod pieces;
 #[cfg(test)]
@@ -18,6 +19,8 @@ use offsets::Offsets;
 use pieces::pieces;
 use writer::{Writer, Written};
 
+#[cfg(feature = "cuda")]
+pub(crate) use groups::{PromptGroup, groups};
 pub(crate) use offsets::{Part, SETTING_WORDS};
 pub(crate) use pieces::pieces_max;
 pub(crate) use writer::settings_of;

@@ -18,7 +18,7 @@ fn page_bytes_of_known_models() {
 
 #[test]
 fn formats_keep_their_names() {
-    assert_eq!([KvDtype::F32, KvDtype::Bf16].map(KvDtype::name), ["f32", "bf16"]);
+    assert_eq!([KvDtype::F32, KvDtype::Bf16, KvDtype::Fp8].map(KvDtype::name), ["f32", "bf16", "fp8"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The specification of a model: its sizes and features. Files of both formats are described by one.
 
 use crate::kv::{KvDtype, KvLayout};
-use crate::model::{ComputeDevice, EngineConfig};
+use crate::model::{ComputeDevice, EngineConfig, KvCacheDtype};
 
 // These limits are above the sizes of any model. They are small enough that no product of sizes overflows and a corrupt
 // file causes no large allocation.
@@ -61,6 +61,9 @@ const CPU_PAGE_TOKENS: u32 = 16;
 /// Bytes of a page on a GPU. Puts of this size between GPUs are nearly as fast as the largest ones.
 const GPU_PAGE_BYTES: u64 = 8 << 20;
 
+/// Positions of prompts whose FP8 keys and values of a layer are copied to bf16 at once, if no sequence is longer.
+const EXPANDED_TOKENS: u32 = 128 << 10;
+
 /// Positions in a page on a GPU, if one position takes `token_bytes`: the power of two that makes pages of about [`GPU_PAGE_BYTES`]. At least 16
 /// and at most 256, because a prefix is shared in whole pages.
 fn gpu_page_tokens(token_bytes: u64) -> u32 {
@@ -74,7 +77,11 @@ impl ModelSpec {
     pub(crate) fn kv_layout(&self, config: &EngineConfig) -> KvLayout {
         let (layers, kv_heads) = (self.layers as u32, self.attention.kv_heads as u32);
         let is_cpu = config.device == ComputeDevice::Cpu;
-        let dtype = if is_cpu { KvDtype::F32 } else { KvDtype::Bf16 };
+        let dtype = match config.kv_dtype {
+            KvCacheDtype::Auto if is_cpu => KvDtype::F32,
+            KvCacheDtype::Auto | KvCacheDtype::Bf16 => KvDtype::Bf16,
+            KvCacheDtype::Fp8 => KvDtype::Fp8,
+        };
         let of_tokens = |page_tokens| KvLayout {
             layers,
             kv_heads,
@@ -84,6 +91,19 @@ impl ModelSpec {
         };
         let usual = || if is_cpu { CPU_PAGE_TOKENS } else { gpu_page_tokens(of_tokens(1).page_bytes()) };
         of_tokens(config.page_tokens.unwrap_or_else(usual))
+    }
+
+    /// The most pages whose FP8 keys and values of a layer a GPU copies to bf16 at once, for attention of prompts. 0 if it copies none.
+    pub(crate) fn expanded_pages(&self, config: &EngineConfig, layout: &KvLayout) -> u32 {
+        if config.device == ComputeDevice::Cpu || layout.dtype != KvDtype::Fp8 {
+            return 0;
+        }
+        let pages = self.context_tokens.max(EXPANDED_TOKENS).div_ceil(layout.page_tokens);
+        let of_pool = match config.kv_bytes {
+            0 => u32::MAX,
+            bytes => u32::try_from(bytes / layout.page_bytes()).unwrap_or(u32::MAX),
+        };
+        pages.min(of_pool).max(1)
     }
 
     /// Refuses sizes that contradict each other, and a window that the forward pass does not compute.
@@ -142,5 +162,7 @@ mod tests {
         check(30, 3, 64, 256);
         check(1000, 1000, 128, 16);
         check(0, 0, 0, 256);
+        // Llama-3.1-8B in FP8, with half the bytes for a position.
+        assert_eq!(gpu_page_tokens(32 * 2 * 8 * 128), 128);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
-//! target/release/examples/gpu_engine [fp8_weights | fp8] [CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
+//! target/release/examples/gpu_engine [fp8_weights | fp8] [fp8_kv] [CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
 //! target/release/examples/gpu_engine company SECONDS
 //! target/release/examples/gpu_engine failure
 //! ```
@@ -10,7 +10,8 @@
 //! batches against the same rows alone (bit for bit), tokens sampled on the GPU and log probabilities of prompts against those of the host, and
 //! page hashes against those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
 //!
-//! `fp8_weights` in front rounds the weights of all models to FP8, and `fp8` also the rows that they multiply.
+//! `fp8_weights` in front rounds the weights of all models to FP8, `fp8` also the rows that they multiply, and `fp8_kv` the pages. With pages in FP8, it also compares the pages of a prompt with
+//! those of the CPU engine, and checks prompts that are computed in groups.
 //!
 //! - `speed` only measures prompts, the page hash and decode steps.
 //! - `step` computes one decode step of one row, and `prefill` one prompt, for a profiler: `ncu --metrics gpu__time_duration.sum --csv`.
@@ -21,7 +22,9 @@
 
 mod company;
 mod failure;
+mod fp8_pages;
 mod masks;
+mod modes;
 mod sampling;
 mod scores;
 mod speed;
@@ -29,8 +32,8 @@ mod speed;
 use std::collections::VecDeque;
 use std::hash::Hasher;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -38,20 +41,14 @@ use connector::memory::Region;
 use connector::page_hash::{PageSeed, finished, page_hash};
 use engine::cpu::CpuEngine;
 use engine::{
-    Chunk, ComputeDevice, CudaEngine, Engine, EngineConfig, LoadFormat, PageId, Quantization, Sample,
-    Sampling, Step, StepOutput, TokenSource,
+    Chunk, ComputeDevice, CudaEngine, Engine, EngineConfig, LoadFormat, PageId, Sample, Sampling, Step,
+    StepOutput, TokenSource,
 };
 use integration_tests::folders::{SmallModel, small_models};
 use integration_tests::fp8_folders::fp8_models;
+use modes::Modes;
 
 const STEP_TOKENS: u32 = 8192 + 256;
-
-/// The rounding of all models, from the command line.
-static QUANTIZATION: OnceLock<Quantization> = OnceLock::new();
-
-fn quantization() -> Quantization {
-    QUANTIZATION.get().copied().unwrap_or_default()
-}
 
 fn config(model: &Path, device: ComputeDevice, load_format: LoadFormat, kv_bytes: u64) -> EngineConfig {
     let (page_tokens, step_tokens) = if kv_bytes == 0 { (None, STEP_TOKENS) } else { (Some(16), 256) };
@@ -63,7 +60,8 @@ fn config(model: &Path, device: ComputeDevice, load_format: LoadFormat, kv_bytes
         step_tokens,
         device,
         load_format,
-        quantization: quantization(),
+        quantization: Modes::current().quantization,
+        kv_dtype: Modes::current().kv_dtype,
         digests: None,
     }
 }
@@ -121,6 +119,14 @@ fn greedy_answer(model: &SmallModel, cpu: &mut CpuEngine, gpu: &mut CudaEngine) 
     let right = cpu.logits(0).context("sampled")?.to_vec();
     let first = run(gpu, &[whole])?;
     let alone = error(&gpu.logits(0)?, &right);
+    if Modes::has_fp8_pages() {
+        let (differing, error) = fp8_pages::compare(cpu, gpu, &table, prompt.len())?;
+        println!(
+            "{}: {:.2} % of the prompt's codes differ from the CPU's, by {error:.4} of all numbers",
+            model.name,
+            differing * 100.0
+        );
+    }
     // Greedy decoding uses CUDA graphs.
     let mut answer = vec![first.tokens[0].token.id];
     let mut position = prompt.len() as u32;
@@ -171,9 +177,9 @@ fn greedy_answer(model: &SmallModel, cpu: &mut CpuEngine, gpu: &mut CudaEngine) 
     Ok((answer, alone))
 }
 
-/// The greedy answer to the model's prompt: that of transformers, or with rounded weights that of the CPU engine.
+/// The greedy answer to the model's prompt: that of transformers, or with rounded weights or pages that of the CPU engine.
 fn right_ids(model: &SmallModel, cpu: &mut CpuEngine) -> Result<Vec<u32>> {
-    if quantization() == Quantization::None {
+    if Modes::are_plain() {
         return Ok(model.ids.clone());
     }
     let table = pages(0, 8);
@@ -216,6 +222,11 @@ fn check_small_models() -> Result<()> {
             CudaEngine::open(&config(folder.path(), GPU, LoadFormat::Auto, 8 << 20), 0, &|_, _| ())?;
         let (answer, alone) = greedy_answer(&model, &mut cpu, &mut gpu)?;
         draws_follow(&mut gpu, &model.name)?;
+        if Modes::has_fp8_pages() {
+            let grouped = fp8_pages::check_groups(&mut gpu).with_context(|| model.name.clone())?;
+            let codes = fp8_pages::check_codes(&gpu)?;
+            println!("{}: {grouped} prompts in groups, {codes} numbers rounded as on the CPU", model.name);
+        }
         let rows = company::check(&mut gpu, 60, 250).with_context(|| model.name.clone())?;
         let draws = sampling::check(&mut gpu, 4).with_context(|| model.name.clone())?;
         masks::check(&mut gpu).with_context(|| model.name.clone())?;
@@ -454,15 +465,7 @@ fn repeated_company(seconds: u64) -> Result<()> {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let rounded = match arguments.first() {
-        Some(&"fp8_weights") => Some(Quantization::Fp8Weights),
-        Some(&"fp8") => Some(Quantization::Fp8),
-        _ => None,
-    };
-    if let Some(rounded) = rounded {
-        QUANTIZATION.get_or_init(|| rounded);
-        arguments.remove(0);
-    }
+    Modes::take(&mut arguments);
     let number = |text: &str| text.parse::<usize>().with_context(|| format!("{text} is not a number"));
     match arguments[..] {
         [] => check_small_models(),
@@ -475,7 +478,7 @@ fn main() -> Result<()> {
         [folder, "pages", tokens] => digest(Path::new(folder), number(tokens)?),
         [folder, "logits", tokens, file] => logits(Path::new(folder), number(tokens)?, file),
         _ => bail!(
-            "the arguments are: [fp8_weights | fp8], and nothing, or company SECONDS, or failure, or CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
+            "the arguments are: [fp8_weights | fp8] [fp8_kv], and nothing, or company SECONDS, or failure, or CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
         ),
     }
 }

@@ -80,6 +80,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("engine.gpu_memory_utilization", "0.5", "0.5", "1.1", "must be above 0 and up to 1"),
     ("engine.load_format", "dummy", "dummy", "fast", "must be auto or dummy"),
     ("engine.quantization", "fp8", "fp8", "fp4", "must be none, fp8_weights or fp8"),
+    ("engine.kv_dtype", "fp8", "fp8", "fp4", "must be auto, bf16 or fp8"),
     ("engine.kv_bytes", "512MiB", "512MiB", "0", "must be a size above zero"),
     ("engine.page_tokens", "32", "32", "0", "must be a whole number from 1 to 1024"),
     ("engine.prefill_chunk_tokens", "64", "64", "1.5", "must be a whole number"),

@@ -1,7 +1,7 @@
 //! What a start needs: its ports, its engine, its transport and its open files. `runtime doctor` checks the same.
 
 use connector::ucx::{self, UcxConfig};
-use engine::{ComputeDevice, EngineConfig, LoadFormat, Quantization};
+use engine::{ComputeDevice, EngineConfig, KvCacheDtype, LoadFormat, Quantization};
 
 use crate::config::{Config, DeviceSetting, LoadFormatSetting, Role};
 use crate::frontend::Limits;
@@ -69,6 +69,11 @@ pub(crate) fn engine(config: &Config) -> EngineConfig {
             "fp8_weights" => Quantization::Fp8Weights,
             "fp8" => Quantization::Fp8,
             _ => Quantization::None,
+        },
+        kv_dtype: match config.engine.kv_dtype.as_str() {
+            "bf16" => KvCacheDtype::Bf16,
+            "fp8" => KvCacheDtype::Fp8,
+            _ => KvCacheDtype::Auto,
         },
         digests: config.digests_file(),
     }

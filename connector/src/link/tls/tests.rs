@@ -69,6 +69,7 @@ fn shape() -> KvShape {
         head_dim: 16,
         page_tokens: 16,
         dtype: "f32".into(),
+        scale: "1".into(),
         page_bytes: 4096,
         page_hash: true,
     }

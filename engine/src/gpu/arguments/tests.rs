@@ -4,12 +4,13 @@
 use super::ALL;
 
 /// The kernel sources that declare arguments.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     include_str!("../../../kernels/score.cu"),
     include_str!("../../../kernels/glue.cu"),
     include_str!("../../../kernels/sample.cu"),
     include_str!("../../../kernels/row_products.cu"),
     include_str!("../../../kernels/fp8.cu"),
+    include_str!("../../../kernels/kv.cu"),
     include_str!("../../../kernels/page_hash.cu"),
     include_str!("../../../kernels/fa2.cu"),
     include_str!("../../../kernels/fa3.cu"),
@@ -82,12 +83,13 @@ fn both_languages_call_the_same_functions_with_them() {
         let function = format!("baton_{}", snake(name));
         let in_c = [
             format!("int {function}(const {name}* arguments, cudaStream_t stream)"),
-            // One function per head size.
+            // One function per head size, and perhaps per format of keys and values.
             format!("int JOIN({function}_, BATON_HEAD_DIM)(const {name}* arguments, cudaStream_t stream)"),
+            format!("int JOIN({function}_, INSTANCE)(const {name}* arguments, cudaStream_t stream)"),
         ];
         let found = |line: &String| SOURCES.iter().any(|source| source.contains(line));
         assert!(in_c.iter().any(found), "no kernel source has {in_c:?}");
-        let in_rust = [format!("{name}: {function};"), format!("{name}: {function}_64, {function}_128;")];
+        let in_rust = [format!("{name}: {function};"), format!("{name}: {function}_64, {function}_128")];
         assert!(in_rust.iter().any(|line| calls.contains(line)), "cuda/kernels.rs has none of {in_rust:?}");
     }
 }
