@@ -35,18 +35,12 @@ mod cuda {
     const FLASH_64: &[&str] = &["-use_fast_math", "-DBATON_HEAD_DIM=64"];
     const FLASH_128: &[&str] = &["-use_fast_math", "-DBATON_HEAD_DIM=128"];
 
-    const FLASH_64_FP8: &[&str] = &["-use_fast_math", "-DBATON_HEAD_DIM=64", "-DBATON_KV_FP8"];
-    const FLASH_128_FP8: &[&str] = &["-use_fast_math", "-DBATON_HEAD_DIM=128", "-DBATON_KV_FP8"];
-
     /// Slowest first. Only the FlashInfer units use `-use_fast_math`, which FlashInfer is tuned with. Our own kernels
     /// need exact rounding.
-    const UNITS: [Unit; 14] = [
+    const UNITS: [Unit; 11] = [
         Unit { source: "fa3.cu", flags: FLASH_128, headers: &["attention.cuh"] },
         Unit { source: "fa3.cu", flags: FLASH_64, headers: &["attention.cuh"] },
-        Unit { source: "fa2.cu", flags: FLASH_128, headers: &["attention.cuh"] },
-        Unit { source: "fa2.cu", flags: FLASH_64, headers: &["attention.cuh"] },
-        Unit { source: "fa2.cu", flags: FLASH_128_FP8, headers: &["attention.cuh"] },
-        Unit { source: "fa2.cu", flags: FLASH_64_FP8, headers: &["attention.cuh"] },
+        Unit { source: "decode.cu", flags: &[], headers: &["launch.cuh", "stages.cuh", "wgmma.cuh"] },
         Unit { source: "glue.cu", flags: &[], headers: &["kv.cuh", "launch.cuh", "rounding.cuh"] },
         Unit { source: "row_products.cu", flags: &[], headers: &["fp8.cuh", "launch.cuh", "stages.cuh"] },
         Unit {

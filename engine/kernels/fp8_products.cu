@@ -190,23 +190,9 @@ static_assert(sizeof(Fp8Products) == 56);
 
 namespace {
 
-// Describes a matrix of codes, and the box of SLICE_INPUTS columns that is copied at a time.
-int describe(CUtensorMap& map, const uint8_t* codes, int lines, int inputs, int box_lines) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return reinterpret_cast<Encode>(found);
-  }();
-  if (encode == nullptr) return cudaErrorNotSupported;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(inputs), static_cast<cuuint64_t>(lines)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(inputs)};
-  const cuuint32_t box[2] = {SLICE_INPUTS, static_cast<cuuint32_t>(box_lines)}, steps[2] = {1, 1};
-  const CUresult status =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<uint8_t*>(codes), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+// Describes a matrix of codes, of which `box_lines` lines and a slice are copied at a time.
+int describe_codes(CUtensorMap& map, const uint8_t* codes, int lines, int inputs, int box_lines) {
+  return describe(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, codes, lines, inputs, 1, box_lines, SLICE_INPUTS);
 }
 
 template <int ROWS, int GROUPS, int STAGES, int SLICES, int BLOCKS, typename Out>
@@ -214,9 +200,9 @@ int multiply(const Fp8Products& of, cudaStream_t stream) {
   using Of = Stages<ROWS, GROUPS, STAGES, SLICES>;
   constexpr int BYTES = TILE_ALIGN + STAGES * Of::BYTES;
   CUtensorMap weights, x;
-  if (const int error = describe(weights, of.weights, of.outputs, of.inputs, Of::OUTPUTS)) return error;
+  if (const int error = describe_codes(weights, of.weights, of.outputs, of.inputs, Of::OUTPUTS)) return error;
   // Copies that end outside of a matrix are slower, so the rows after the last one are copied too.
-  if (const int error = describe(x, of.x, ROWS, of.inputs, ROWS)) return error;
+  if (const int error = describe_codes(x, of.x, ROWS, of.inputs, ROWS)) return error;
   const auto kernel = few_products<ROWS, GROUPS, STAGES, SLICES, BLOCKS, Out>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   if (error != cudaSuccess) return error;

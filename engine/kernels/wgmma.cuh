@@ -74,4 +74,31 @@ __device__ void multiply_tiles(float (&sums)[ROWS / 2], uint64_t weights, uint64
 #undef NAMES_32
 #undef PRODUCTS
 
+// Describes a matrix [lines][columns] of numbers, and the box that is copied at a time. `box_columns` numbers take 64 or 128 bytes.
+inline int describe(CUtensorMap& map, CUtensorMapDataType type, const void* numbers, int64_t lines, int columns, int number_bytes, int box_lines,
+                    int box_columns) {
+  using Encode = decltype(&cuTensorMapEncodeTiled);
+  static const Encode encode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+    return reinterpret_cast<Encode>(found);
+  }();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(lines)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(columns) * number_bytes};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_lines)}, steps[2] = {1, 1};
+  const auto swizzle = box_columns * number_bytes == LINE_BYTES ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+  const CUresult status = encode(&map, type, 2, const_cast<void*>(numbers), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// The number of multiprocessors of the current device.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 1;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
+}
+
 }  // namespace

@@ -108,6 +108,14 @@ pub enum OpenError {
         /// The largest value allowed.
         max: u32,
     },
+    /// `page_tokens` does not suit a GPU.
+    #[error("page_tokens is {page_tokens}: set it to a multiple of {of} on a GPU")]
+    GpuPageTokens {
+        /// The value given.
+        page_tokens: u32,
+        /// The value must be a multiple of this.
+        of: u32,
+    },
     /// The KV budget is too small: it does not hold the minimum number of tokens.
     #[error(
         "kv_bytes is {kv_bytes}, which holds {pages} pages of {page_bytes} bytes: set it to at least {min_bytes}"
@@ -204,6 +212,7 @@ impl OpenError {
             Self::UnsupportedModel { .. } => "unsupported_model",
             Self::UnsupportedTensorType { .. } => "unsupported_tensor_type",
             Self::BadPageTokens { .. } => "bad_page_tokens",
+            Self::GpuPageTokens { .. } => "gpu_page_tokens",
             Self::KvTooSmall { .. } => "kv_too_small",
             Self::GpuFull { .. } => "gpu_full",
             Self::GpuUnsupported { .. } => "gpu_unsupported",

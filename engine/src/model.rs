@@ -12,6 +12,8 @@ use crate::kv::KvLayout;
 
 const THREADS_MAX: usize = 256;
 const PAGE_TOKENS_MAX: u32 = 4096;
+/// A page on a GPU has a multiple of this many positions, as `kernels/decode.cu` needs.
+const GPU_PAGE_TOKENS_OF: u32 = 16;
 const STEP_TOKENS_MAX: u32 = 65_536;
 /// Minimum size of the pool, in tokens. A chat template alone takes about as many.
 pub(crate) const POOL_TOKENS_MIN: u64 = 32;
@@ -146,6 +148,12 @@ pub(crate) fn check_limits(config: &EngineConfig) -> Result<(), OpenError> {
     let EngineConfig { threads, page_tokens, step_tokens, .. } = *config;
     if let Some(page_tokens) = page_tokens.filter(|tokens| !(1..=PAGE_TOKENS_MAX).contains(tokens)) {
         return Err(OpenError::BadPageTokens { page_tokens, max: PAGE_TOKENS_MAX });
+    }
+    let is_gpu = matches!(config.device, ComputeDevice::Cuda { .. });
+    if let Some(page_tokens) =
+        page_tokens.filter(|tokens| is_gpu && !tokens.is_multiple_of(GPU_PAGE_TOKENS_OF))
+    {
+        return Err(OpenError::GpuPageTokens { page_tokens, of: GPU_PAGE_TOKENS_OF });
     }
     if !(1..=THREADS_MAX).contains(&threads) {
         return Err(OpenError::BadThreads { threads, max: THREADS_MAX });

@@ -1,9 +1,9 @@
-//! FlashInfer's paged attention: FlashAttention 3 (FA3) for prompts and FlashAttention 2 (FA2) for decode rows.
+//! Paged attention: FlashInfer's FlashAttention 3 (FA3) for prompts, and a kernel of our own for decode rows.
 //!
-//! The host makes one FA3 plan per step. It assigns work to thread blocks, and all layers use it. FA2 needs no plan; it reads
+//! The host makes one FA3 plan per step. It assigns work to thread blocks, and all layers use it. The kernel for decode rows needs no plan; it reads
 //! the step's lists.
 //!
-//! FA2 also reads pages in FP8. For FA3 they are [copied to bf16](super::expanded) first, layer by layer. If the pages of a step's prompts do not fit into
+//! That kernel also reads pages in FP8. For FA3 they are [copied to bf16](super::expanded) first, layer by layer. If the pages of a step's prompts do not fit into
 //! that memory, groups of prompts are computed one after the other. Each needs another plan in each layer, and the host waits for the stream before
 //! it writes one. This takes milliseconds. Such a step has prompts behind more than 128 Ki tokens together.
 
@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
 use super::expanded::ExpandedKv;
-use super::kernels::{Flash, launch};
+use super::kernels::{Flash, baton_decode_run, launch};
 use super::lists::{Lists, Uploaded};
-use crate::gpu::arguments::{Fa2Run, Fa3Plan, Fa3Run};
+use crate::gpu::arguments::{DecodeRun, Fa3Plan, Fa3Run};
 use crate::gpu::plan::{PromptGroup, groups};
 use crate::kv::{KvDtype, KvLayout, KvPool, KvStrides};
 use crate::model::spec::AttentionSpec;
@@ -22,7 +22,7 @@ use crate::model::spec::AttentionSpec;
 const INT_BYTES: usize = 16 << 20;
 /// Words of an FA3 plan. `kernels/attention.cuh` has the same number.
 const PLAN_WORDS: usize = 32;
-/// Maximum number of query heads that share a KV head: the rows of FA2's tile.
+/// Maximum number of query heads that share a KV head: the rows of FA3's tile.
 pub(super) const GROUP_MAX: usize = 16;
 
 /// The FA3 plan of a group of prompts: offsets in the workspace, in FlashInfer's format.
@@ -42,12 +42,10 @@ pub(super) struct Attention {
     ints: Buffer,
     /// Host copies of the integer workspace. Steps alternate between the two.
     pinned: [Pinned<u8>; 2],
-    /// FA2's output for each split-KV piece: `[pieces][heads][head_dim]`, bf16.
+    /// The output for each split-KV piece: `[pieces][heads][head_dim]`, bf16.
     partial_out: Buffer,
-    /// FA2's softmax sums for each piece: `[pieces][heads]`, f32.
+    /// The softmax sums for each piece: `[pieces][heads]`, f32.
     partial_sums: Buffer,
-    /// A zero word for each piece.
-    zeros: Buffer,
     /// Maximum number of split-KV pieces in a step.
     pieces: usize,
     heads: u32,
@@ -55,6 +53,7 @@ pub(super) struct Attention {
     head_dim: usize,
     page_tokens: u32,
     kv_strides: KvStrides,
+    dtype: KvDtype,
     /// The memory for pages in bf16, if those of the pool are in FP8.
     expanded: Option<ExpandedKv>,
 }
@@ -90,7 +89,7 @@ impl Attention {
         expanded: u32,
     ) -> Result<Option<Self>> {
         let is_fp8 = layout.dtype == KvDtype::Fp8;
-        let Some(flash) = Flash::of(spec.head_dim, is_fp8) else { return Ok(None) };
+        let Some(flash) = Flash::of(spec.head_dim) else { return Ok(None) };
         let heads = pieces * spec.heads;
         Ok(Some(Self {
             flash,
@@ -98,13 +97,13 @@ impl Attention {
             pinned: [Pinned::new(device, INT_BYTES)?, Pinned::new(device, INT_BYTES)?],
             partial_out: Buffer::new(device, heads * spec.head_dim * 2)?,
             partial_sums: Buffer::new(device, heads * size_of::<f32>())?,
-            zeros: Buffer::zeroed(device, pieces * size_of::<i32>())?,
             pieces,
             heads: spec.heads as u32,
             kv_heads: spec.kv_heads as u32,
             head_dim: spec.head_dim,
             page_tokens: layout.page_tokens,
             kv_strides: layout.strides(),
+            dtype: layout.dtype,
             expanded: is_fp8.then(|| ExpandedKv::new(device, layout, expanded)).transpose()?,
         }))
     }
@@ -223,35 +222,37 @@ impl Attention {
         let pieces = plan.pieces();
         assert!(pieces <= self.pieces, "{pieces} pieces exceed the capacity of {}", self.pieces);
         let (first, numbers) = (part.rows.start * self.row_numbers(), part.rows.len() * self.row_numbers());
-        let arguments = Fa2Run {
+        let (line, line_bytes) = (self.head_dim as i64, self.head_dim * self.dtype.bytes() as usize);
+        let arguments = DecodeRun {
             partial_out: self.partial_out.numbers(0, pieces * self.row_numbers()),
             partial_sums: self.partial_sums.numbers(0, pieces * self.heads as usize),
             piece_rows: step.list(plan.piece_rows()),
             piece_places: step.list(plan.piece_places()),
             piece_lengths: step.list(plan.piece_lengths()),
             piece_flags: step.list(plan.piece_flags()),
-            zeros: self.zeros.numbers(0, pieces),
             row_pieces: step.list(plan.row_pieces()),
             q: heads.query.numbers(first, numbers),
-            k_pool: heads.in_pool(heads.keys).cast(),
-            v_pool: heads.in_pool(heads.values).cast(),
-            row_starts: step.list(plan.row_starts(part)),
+            pool: heads.in_pool(0).cast_const().cast(),
             page_starts: step.list(plan.page_starts(part)),
             kv_pages: step.list(plan.pages(part)),
             last_page_tokens: step.list(plan.last_page_tokens(part)),
             out: heads.out.numbers(first, numbers),
-            page_stride: self.kv_strides.page,
-            head_stride: self.kv_strides.head,
-            pieces: pieces as u32,
-            rows: part.rows.len() as u32,
-            page_tokens: self.page_tokens,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
+            page_lines: self.kv_strides.page / line,
+            head_lines: self.kv_strides.head / line,
+            layer_lines: (heads.keys / line_bytes) as i64,
+            pool_lines: (heads.pool.bytes() / line_bytes) as i64,
+            pieces: pieces as i32,
+            rows: part.rows.len() as i32,
+            page_tokens: self.page_tokens.cast_signed(),
+            heads: self.heads.cast_signed(),
+            kv_heads: self.kv_heads.cast_signed(),
+            head_dim: self.head_dim as i32,
             scale: self.scale(),
+            fp8: i32::from(self.dtype == KvDtype::Fp8),
         };
         // SAFETY: the lengths of partial results, queries and outputs are checked above. The pages are in the pool, by the
-        // contract of `Lists::lay_out`. `Plan` writes only pieces of this part's rows.
-        unsafe { launch("baton_fa2_run", self.flash.fa2_run, &arguments, step.stream) }
+        // contract of `Lists::lay_out`. `Plan` writes only pieces of this part's rows, the used ones first.
+        unsafe { launch("baton_decode_run", baton_decode_run, &arguments, step.stream) }
     }
 
     /// Numbers in a row of queries.

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use super::device::{Result, Stream};
 use crate::error::CudaError;
 use crate::gpu::arguments::{
-    AddRmsNorm, DequantiseRows, Embed, ExpandKv, Fa2Run, Fa3Plan, Fa3Run, Fill, Fp8Products, PageContents,
+    AddRmsNorm, DecodeRun, DequantiseRows, Embed, ExpandKv, Fa3Plan, Fa3Run, Fill, Fp8Products, PageContents,
     QuantiseRows, RopeAppend, RoundRows, RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
 };
 
@@ -37,10 +37,10 @@ calls! {
     Fp8Products: baton_fp8_products;
     PageContents: baton_page_contents;
     ExpandKv: baton_expand_kv;
+    DecodeRun: baton_decode_run;
     // FlashInfer's kernels have one instance per head size.
     Fa3Plan: baton_fa3_plan_64, baton_fa3_plan_128;
     Fa3Run: baton_fa3_run_64, baton_fa3_run_128;
-    Fa2Run: baton_fa2_run_64, baton_fa2_run_128, baton_fa2_run_64_fp8, baton_fa2_run_128_fp8;
 }
 
 unsafe extern "C" {
@@ -51,28 +51,19 @@ unsafe extern "C" {
     pub(super) safe fn baton_fp8_products_max() -> i32;
 }
 
-/// FlashInfer's kernels for one head size and one format of keys and values.
+/// FlashInfer's kernels for one head size.
 #[derive(Clone, Copy)]
 pub(super) struct Flash {
     pub(super) fa3_plan: Call<Fa3Plan>,
     pub(super) fa3_run: Call<Fa3Run>,
-    pub(super) fa2_run: Call<Fa2Run>,
 }
 
 impl Flash {
-    /// The kernels for a head size. `None` if there are none. Those for prompts read bf16.
-    pub(super) fn of(head_dim: usize, is_fp8: bool) -> Option<Self> {
+    /// The kernels for a head size. `None` if there are none.
+    pub(super) fn of(head_dim: usize) -> Option<Self> {
         match head_dim {
-            64 => Some(Self {
-                fa3_plan: baton_fa3_plan_64,
-                fa3_run: baton_fa3_run_64,
-                fa2_run: if is_fp8 { baton_fa2_run_64_fp8 } else { baton_fa2_run_64 },
-            }),
-            128 => Some(Self {
-                fa3_plan: baton_fa3_plan_128,
-                fa3_run: baton_fa3_run_128,
-                fa2_run: if is_fp8 { baton_fa2_run_128_fp8 } else { baton_fa2_run_128 },
-            }),
+            64 => Some(Self { fa3_plan: baton_fa3_plan_64, fa3_run: baton_fa3_run_64 }),
+            128 => Some(Self { fa3_plan: baton_fa3_plan_128, fa3_run: baton_fa3_run_128 }),
             _ => None,
         }
     }

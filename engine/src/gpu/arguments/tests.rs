@@ -4,7 +4,7 @@
 use super::ALL;
 
 /// The kernel sources that declare arguments.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     include_str!("../../../kernels/score.cu"),
     include_str!("../../../kernels/glue.cu"),
     include_str!("../../../kernels/sample.cu"),
@@ -12,7 +12,8 @@ const SOURCES: [&str; 9] = [
     include_str!("../../../kernels/fp8.cu"),
     include_str!("../../../kernels/kv.cu"),
     include_str!("../../../kernels/page_hash.cu"),
-    include_str!("../../../kernels/fa2.cu"),
+    include_str!("../../../kernels/fp8_products.cu"),
+    include_str!("../../../kernels/decode.cu"),
     include_str!("../../../kernels/fa3.cu"),
 ];
 
@@ -30,6 +31,7 @@ fn in_rust(kind: &str) -> String {
         ("bf16", "bf16"),
         ("__nv_bfloat16", "bf16"),
         ("float", "f32"),
+        ("uint8_t", "u8"),
         ("int32_t", "i32"),
         ("uint32_t", "u32"),
         ("int64_t", "i64"),
