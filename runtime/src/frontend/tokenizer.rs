@@ -339,7 +339,9 @@ impl Tokenizer {
             .bpe
             .as_ref()
             .ok_or("this model has no tokenizer; send token ids, or set the key tokenizer")?;
-        let mut tokens: Vec<u32> = self.bos.filter(|_| bos == Bos::Add).into_iter().collect();
+        // Most tokens of a text have more than three bytes.
+        let mut tokens = Vec::with_capacity(text.len() / 3 + 1);
+        tokens.extend(self.bos.filter(|_| bos == Bos::Add));
         let Some(words) = &self.words else {
             // The post-processor of a `tokenizer.json` adds special tokens.
             let encoded = bpe.encode_fast(text, bos == Bos::Add).map_err(|error| error.to_string())?;
