@@ -43,7 +43,3 @@ pub mod service_manager;
 pub mod telemetry;
 pub mod tls;
 pub mod traces;
-
-/// The allocator of every program that links this library.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
