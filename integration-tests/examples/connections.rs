@@ -123,8 +123,8 @@ fn main() -> Result<()> {
     let connections = numbers.next().unwrap_or(Ok(10_000)).context("CONNECTIONS is not a number")? as usize;
     let streams = numbers.next().unwrap_or(Ok(200)).context("STREAMS is not a number")?;
     let sets: Vec<&str> = arguments.iter().skip(2).map(String::as_str).collect();
-    // Two for each connection in the server, and some for the rest of it.
-    allow_files(2 * (connections as u64 + u64::from(streams)) + 1000)?;
+    // One for each connection, and some for the rest of the process.
+    allow_files(connections as u64 + u64::from(streams) + 1000)?;
     let (process, address) = start_local(&sets)?;
     complete(&address, &json!([1, 2, 3]), TOKENS)?;
     let mut idle = open(&process, &address, connections)?;

@@ -26,6 +26,7 @@ mod begin;
 mod body;
 mod chat_template;
 mod choices;
+mod client_stream;
 mod connection;
 mod deadline_header;
 mod ended;
@@ -59,6 +60,7 @@ mod response;
 mod responses_api;
 mod sampling;
 mod served_model;
+mod server;
 mod server_timing;
 mod stop;
 mod stream;
@@ -79,7 +81,7 @@ use actix_web::dev::Server;
 use actix_web::http::StatusCode;
 use actix_web::middleware::from_fn;
 use actix_web::web::ServiceConfig;
-use actix_web::{App, HttpServer, Resource, Route, web};
+use actix_web::{App, Resource, Route, web};
 use actors::request::{AbortRequest, Generate};
 use actors::streams::{StreamReader, Streams};
 use common::metrics::MetricsText;
@@ -90,8 +92,8 @@ use crate::tls::HttpTls;
 use crate::traces::Traces;
 
 use api_key::ApiKey;
-use connection::{Connection, attend};
-use https::ServerShape;
+use connection::attend;
+use server::ServerShape;
 
 pub use actix_web::dev::ServerHandle;
 pub use admin::{DrainControl, LeftWork};
@@ -369,20 +371,7 @@ fn listen(
             .wrap(from_fn(attend))
     };
     let drain_seconds = drain.as_secs_f64().ceil() as u64;
-    if let Some(tls) = tls {
-        return https::serve(listener, &tls, ServerShape { workers, limits, drain_seconds }, app);
-    }
-    let server = HttpServer::new(app)
-        .workers(workers)
-        .disable_signals()
-        // A client that half-closes counts as gone: its request is aborted.
-        .h1_allow_half_closed(false)
-        .client_request_timeout(limits.head)
-        .keep_alive(limits.idle)
-        .max_connections(limits.connections.div_ceil(workers))
-        .on_connect(Connection::accept(limits))
-        .shutdown_timeout(drain_seconds);
-    Ok(server.listen(listener)?.run())
+    server::serve(listener, tls.as_ref(), ServerShape { workers, limits, drain_seconds }, app)
 }
 
 /// A path that accepts POST only.

@@ -8,8 +8,8 @@ const PER_PROCESS: u64 = 64;
 /// Files reserved for each session with a peer: its link socket, and the sockets and event queues of its UCX worker.
 const PER_SESSION: u64 = 7;
 
-/// Files of one HTTP connection: its socket, and the duplicate that its watcher uses to close it.
-const PER_CONNECTION: u64 = 2;
+/// Files of one HTTP connection: its socket.
+const PER_CONNECTION: u64 = 1;
 
 /// Raises the soft limit of this process to the hard limit. Returns the limit in effect.
 pub fn raise() -> u64 {
@@ -48,13 +48,13 @@ mod tests {
             assert_eq!(connections(limit, wanted, ports, reserved), expect, "{limit} files, {ports} ports");
         };
         check(u64::MAX, 4288, 2, 4288);
-        check(1024, 4288, 1, 256);
-        check(1024, 4288, 2, 128);
+        check(1024, 4288, 1, 512);
+        check(1024, 4288, 2, 256);
         check(100, 4288, 2, 1);
         check(needed(4288, 2, reserved(64, 0)), 4288, 2, 4288);
-        check(needed(4288, 2, reserved(64, 0)) - 4, 4288, 2, 4287);
+        check(needed(4288, 2, reserved(64, 0)) - 2, 4288, 2, 4287);
         let more = connections(1024, 4288, 1, reserved(128, 0));
-        assert_eq!(more, 32, "more sessions leave fewer connections");
+        assert_eq!(more, 64, "more sessions leave fewer connections");
     }
 
     #[test]

@@ -432,14 +432,14 @@ mod tests {
         Config::load(role, None, &[], Surroundings::from_variables([], 2)).unwrap()
     }
 
-    /// The sessions of a node take open files; a process of role local has none. Each connection for KV events takes one, and one for HTTP takes two.
+    /// The sessions of a node take open files; a process of role local has none. Each connection takes one, for HTTP or for KV events.
     #[test]
     fn open_files_are_reserved_for_sessions_and_subscribers() {
         let connections = |config: &Config| limits(config, 1024, 1).connections;
         let mut local = config(Role::Local);
-        assert_eq!((connections(&config(Role::Node)), connections(&local)), (256, 480));
+        assert_eq!((connections(&config(Role::Node)), connections(&local)), (512, 960));
         local.kv_events.enabled = true;
-        assert_eq!(connections(&local), 480 - kv_events::CONNECTIONS / 2);
+        assert_eq!(connections(&local), 960 - kv_events::CONNECTIONS);
     }
 
     #[test]

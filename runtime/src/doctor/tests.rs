@@ -150,11 +150,11 @@ fn the_machine_is_judged() {
     expect(&clock(1_800_000_000, Some(true)), Fine, "synchronised", "");
 
     let files = |limit, connections| {
-        judge_open_files(OpenFileFacts { limit, wanted: 4288, connections, needed: 9088 })
+        judge_open_files(OpenFileFacts { limit, wanted: 4288, connections, needed: 4800 })
     };
-    expect(&files(256, 1), Fault, "256 open files allows 1 of 4288", "to 9088 (ulimit -Hn");
-    expect(&files(4096, 1800), Warning, "1800 of 4288", "LimitNOFILE");
-    expect(&files(9088, 4288), Fine, "allows 4288 connections", "");
+    expect(&files(256, 1), Fault, "256 open files allows 1 of 4288", "to 4800 (ulimit -Hn");
+    expect(&files(2312, 1800), Warning, "1800 of 4288", "LimitNOFILE");
+    expect(&files(4800, 4288), Fine, "allows 4288 connections", "");
 
     let locked = |rdma_devices: &[&str], uses_rdma, limit| {
         let rdma_devices = rdma_devices.iter().map(|&name| name.to_owned()).collect();

@@ -20,18 +20,13 @@
 //! - its body has been read: the deadline of the request, and `grace`;
 //! - its response has been sent: the idle period and the period for the next head; now, if the response was 408.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::error::Error as StdError;
-use std::io;
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Extensions, ServiceRequest, ServiceResponse};
 use actix_web::error::ErrorRequestTimeout;
@@ -41,9 +36,9 @@ use actix_web::web::Bytes;
 use actix_web::{HttpRequest, rt};
 use tokio::sync::watch;
 use tokio::time::sleep_until;
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::api_error::ApiError;
+use super::client_stream::{ClientStream, WatchedSocket};
 use super::limits::Limits;
 
 /// Time between an orderly end and the cut. actix-http reads its clock twice per second.
@@ -51,6 +46,9 @@ const SLACK: Duration = Duration::from_secs(1);
 
 /// Interval of the checks of a connection. A client with unread bytes at two checks of one response is cut.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Why each request has a connection.
+const ADDED: &str = "the server adds a connection to each accepted socket";
 
 /// The error that ends the handler or the response of a cut connection. No client receives it.
 const CUT: &str = "client was cut off";
@@ -85,32 +83,24 @@ enum Phase {
 }
 
 impl Connection {
-    /// Returns a callback for [`HttpServer::on_connect`](actix_web::HttpServer::on_connect) that adds a [`Connection`] to each connection.
-    pub(super) fn accept(limits: Limits) -> impl Fn(&dyn Any, &mut Extensions) + Clone + Send + Sync {
-        move |socket, data| match Self::of_socket(socket, limits) {
-            Ok(connection) => {
-                data.insert(Rc::new(connection));
-            }
-            Err(error) => warn!(%error, "cannot watch a connection"),
+    /// Returns a callback for actix-http that adds a [`Connection`] to each connection.
+    pub(super) fn accept(limits: Limits) -> impl Fn(&ClientStream, &mut Extensions) {
+        move |stream, data| {
+            data.insert(Rc::new(Self::of_socket(stream.socket().watched(), limits)));
         }
     }
 
-    fn of_socket(socket: &dyn Any, limits: Limits) -> io::Result<Self> {
-        let tls = || Some(socket.downcast_ref::<TlsStream<rt::net::TcpStream>>()?.get_ref().0);
-        let socket = socket.downcast_ref().or_else(tls).ok_or(io::ErrorKind::Unsupported)?;
-        // The watcher needs a descriptor of its own, because actix-http owns the other one.
-        let socket: &rt::net::TcpStream = socket;
-        let socket = TcpStream::from(socket.as_fd().try_clone_to_owned()?);
+    fn of_socket(socket: WatchedSocket, limits: Limits) -> Self {
         let end = ConnectionEnd { at: Instant::now() + limits.head + SLACK, phase: Phase::Reading, moves: 0 };
         let end = Rc::new(Cell::new(end));
         let (there, watcher) = watch::channel(());
         rt::spawn(watch_over(socket, Rc::clone(&end), there));
-        Ok(Self { end, watcher, limits })
+        Self { end, watcher, limits }
     }
 
-    /// The connection of a request; `None` if the process has run out of file descriptors.
-    pub(super) fn of(request: &HttpRequest) -> Option<&Self> {
-        request.conn_data::<Rc<Self>>().map(|connection| &**connection)
+    /// The connection of a request.
+    pub(super) fn of(request: &HttpRequest) -> &Self {
+        request.conn_data::<Rc<Self>>().expect(ADDED)
     }
 
     /// Notes that a request has been read and must end by `deadline`.
@@ -134,7 +124,7 @@ impl Connection {
 
 /// Cuts the connection at its deadline, or when its client sends more than the server reads. It polls the deadline, because each
 /// request moves the deadline three times and a wake-up for each move would cost more.
-async fn watch_over(socket: TcpStream, end: Rc<Cell<ConnectionEnd>>, there: watch::Sender<()>) {
+async fn watch_over(socket: WatchedSocket, end: Rc<Cell<ConnectionEnd>>, there: watch::Sender<()>) {
     let mut unread_at = None;
     let reason = loop {
         let ConnectionEnd { at, .. } = end.get();
@@ -147,7 +137,7 @@ async fn watch_over(socket: TcpStream, end: Rc<Cell<ConnectionEnd>>, there: watc
         if Instant::now() >= at {
             break "its deadline has passed";
         }
-        if phase == Phase::Reading || !unread(&socket) {
+        if phase == Phase::Reading || !socket.has_unread() {
             unread_at = None;
         } else if unread_at == Some(moves) {
             break "it sends more than the server reads, or has left";
@@ -158,14 +148,7 @@ async fn watch_over(socket: TcpStream, end: Rc<Cell<ConnectionEnd>>, there: watc
     };
     debug!(reason, "client cut off");
     drop(there);
-    // An error means that the socket is already closed.
-    let _ = socket.shutdown(Shutdown::Both);
-}
-
-/// Whether the socket has unread bytes or the end of the stream. actix-http reads them soon, unless it has stopped reading.
-fn unread(socket: &TcpStream) -> bool {
-    // Does not block, because the descriptor shares the socket of actix-http, which is non-blocking.
-    !matches!(socket.peek(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    socket.shut_down();
 }
 
 /// Middleware that moves the deadline of the connection when a request arrives and when its response has been sent. It ends both if the
@@ -174,12 +157,7 @@ pub(super) async fn attend<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<Attended>, actix_web::Error> {
-    let Some(connection) = request.conn_data::<Rc<Connection>>().cloned() else {
-        let message = "server has too many connections; retry after a second";
-        let response =
-            request.into_response(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).response());
-        return Ok(response.map_body(|_, body| Attended { body, connection: None }));
-    };
+    let connection = Rc::clone(request.conn_data::<Rc<Connection>>().expect(ADDED));
     connection.end_in(connection.limits.body);
     let mut cut = connection.cut();
     let response = tokio::select! {
@@ -191,15 +169,16 @@ pub(super) async fn attend<B: MessageBody + 'static>(
         StatusCode::REQUEST_TIMEOUT => Duration::ZERO,
         _ => connection.limits.idle + connection.limits.head,
     };
-    let connection = Some((connection, cut, period));
-    Ok(response.map_body(|_, body| Attended { body: body.boxed(), connection }))
+    Ok(response.map_body(|_, body| Attended { body: body.boxed(), connection, cut, period }))
 }
 
 /// The body of a response. actix-http drops it when the client is gone, or when at most one write of the body is left.
 pub(super) struct Attended {
     body: BoxBody,
-    /// The connection, its cut, and the period of the connection after the response.
-    connection: Option<(Rc<Connection>, Cut, Duration)>,
+    connection: Rc<Connection>,
+    cut: Cut,
+    /// The period of the connection after the response.
+    period: Duration,
 }
 
 impl MessageBody for Attended {
@@ -211,9 +190,7 @@ impl MessageBody for Attended {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
         let this = self.get_mut();
-        if let Some((_, cut, _)) = &mut this.connection
-            && cut.as_mut().poll(cx).is_ready()
-        {
+        if this.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Err(CUT.into())));
         }
         Pin::new(&mut this.body).poll_next(cx)
@@ -222,8 +199,6 @@ impl MessageBody for Attended {
 
 impl Drop for Attended {
     fn drop(&mut self) {
-        if let Some((connection, _, period)) = &self.connection {
-            connection.end_in(*period);
-        }
+        self.connection.end_in(self.period);
     }
 }

@@ -100,18 +100,16 @@ fn neutral_values(neutral: Neutral) -> Vec<Value> {
 pub(super) fn check(endpoint: Endpoints, fields: &Fields<'_>) -> Result<(), ApiError> {
     // The outer loop is over the fields, because a body has few fields and the table has many.
     for (name, value) in fields.iter() {
-        let mut others = Vec::new();
-        let mut rows = ROWS.iter().filter(|row| row.name == name);
-        let own = rows.find(|row| {
-            others.extend(row.endpoints.paths());
-            row.endpoints.has(endpoint)
-        });
-        match own.map(|row| row.support) {
+        let rows = ROWS.iter().filter(|row| row.name == name);
+        match rows.clone().find(|row| row.endpoints.has(endpoint)).map(|row| row.support) {
             Some(Support::Refused(neutral)) => neutral.check(name, value)?,
-            None if endpoint == Endpoints::RESPONSES && !others.is_empty() => {
-                let message =
-                    format!("{name} is not a field of /v1/responses; it is one of {}", others.join(", "));
-                return Err(ApiError::field(name, message));
+            None if endpoint == Endpoints::RESPONSES => {
+                let others: Vec<_> = rows.flat_map(|row| row.endpoints.paths()).collect();
+                if !others.is_empty() {
+                    let message =
+                        format!("{name} is not a field of /v1/responses; it is one of {}", others.join(", "));
+                    return Err(ApiError::field(name, message));
+                }
             }
             _ => {}
         }

@@ -93,9 +93,7 @@ async fn answer(
     let turned_away = |error: ApiError| frontend.observed.turned_away(error);
     let body =
         body::read(&http, payload, &frontend.memory, frontend.limits.body).await.map_err(turned_away)?;
-    if let Some(connection) = Connection::of(&http) {
-        connection.answers_until(deadline);
-    }
+    Connection::of(&http).answers_until(deadline);
     let most = frontend.admission.most();
     let read = body.parse(&frontend, move |fields, reader| Ask::read(kind, fields, reader, most));
     let Ok(ask) = timeout_at(deadline.into(), read).await else {

@@ -168,9 +168,7 @@ fn lines(live: SnapshotStream<impl FnMut() -> String>) -> impl Stream<Item = Res
             () = live.feed.drain.reached(DrainStage::Refusing) => live.is_over = true,
             _ = live.ticks.tick() => (),
         }
-        if let Some(connection) = Connection::of(&live.request) {
-            connection.answers_until(Instant::now() + READ_WITHIN);
-        }
+        Connection::of(&live.request).answers_until(Instant::now() + READ_WITHIN);
         let mut line = (live.snapshot)();
         line.push('\n');
         Some((Ok(Bytes::from(line)), live))

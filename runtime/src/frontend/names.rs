@@ -20,7 +20,7 @@ pub(super) fn next_request() -> RequestId {
 
 /// The id of a request in responses.
 pub(super) fn public_id(kind: ApiKind, wanted: Option<&str>) -> String {
-    format!("{}{}", kind.prefix(), request_name(wanted))
+    kind.prefix().to_owned() + &request_name(wanted)
 }
 
 /// The client's id of a request if that is printable and short, else 32 random hex digits.
@@ -28,11 +28,13 @@ pub(super) fn request_name(wanted: Option<&str>) -> String {
     let usable = |name: &&str| {
         !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic())
     };
-    wanted.filter(usable).map_or_else(
-        // The id does not have to be hard to guess.
-        || format!("{:016x}{:016x}", random_word(), random_word()),
-        str::to_owned,
-    )
+    wanted.filter(usable).map_or_else(random_name, str::to_owned)
+}
+
+/// 32 random hex digits. They do not have to be hard to guess.
+fn random_name() -> String {
+    let words = u128::from(random_word()) << 64 | u128::from(random_word());
+    format!("{words:032x}")
 }
 
 #[cfg(test)]

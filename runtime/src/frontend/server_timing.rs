@@ -2,8 +2,6 @@
 //!
 //! A streamed answer has only the parts that have ended when its head is sent.
 
-use std::fmt::Write as _;
-
 use actors::request::Timings;
 
 use super::begin::Begin;
@@ -49,14 +47,19 @@ fn of_begin(begin: &Begin) -> String {
     text
 }
 
-/// Adds a part with its duration in milliseconds. Numbers are written as integers, because a floating-point number takes ten times as long.
+/// Adds a part with its duration in milliseconds. A request has eight parts, and `write!` takes four times as long.
 fn push(text: &mut String, name: &str, micros: u64) {
-    let between = if text.is_empty() { "" } else { ", " };
-    let (whole, thousandths) = (micros / 1000, micros % 1000);
-    // Writing to a string cannot fail.
-    let _ = write!(text, "{between}{name};dur={whole}");
+    if !text.is_empty() {
+        text.push_str(", ");
+    }
+    text.push_str(name);
+    text.push_str(";dur=");
+    text.push_str(itoa::Buffer::new().format(micros / 1000));
+    let thousandths = micros % 1000;
     if thousandths > 0 {
-        let _ = write!(text, ".{thousandths:03}");
+        text.push('.');
+        let digits = [thousandths / 100, thousandths / 10 % 10, thousandths % 10];
+        text.extend(digits.map(|digit| char::from(b'0' + digit as u8)));
         text.truncate(text.trim_end_matches('0').len());
     }
 }

@@ -41,13 +41,13 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("disable_additional_properties", Neutral::False),
 ];
 
-/// The forms of a constraint, by their names in `structured_outputs`.
-const FORMS: [(&str, Form); 5] = [
-    ("json", Form::Json),
-    ("json_object", Form::JsonObject),
-    ("regex", Form::Regex),
-    ("choice", Form::Choice),
-    ("grammar", Form::Grammar),
+/// The forms of a constraint, by their names in `structured_outputs` and as fields of their own.
+const FORMS: [(&str, &str, Form); 5] = [
+    ("json", "guided_json", Form::Json),
+    ("json_object", "guided_json_object", Form::JsonObject),
+    ("regex", "guided_regex", Form::Regex),
+    ("choice", "guided_choice", Form::Choice),
+    ("grammar", "guided_grammar", Form::Grammar),
 ];
 
 #[derive(Clone, Copy)]
@@ -138,7 +138,7 @@ pub(super) fn read(
     if let Some(options) = fields.inner("structured_outputs")? {
         options.refuse_unless(UNSUPPORTED).map_err(|error| inside("structured_outputs", error))?;
         let before = asked.len();
-        for (name, form) in FORMS {
+        for (name, _, form) in FORMS {
             let Some(value) = options.get(name) else { continue };
             asked.extend(form.read(format!("structured_outputs.{name}"), value)?);
         }
@@ -147,10 +147,9 @@ pub(super) fn read(
             return Err(ApiError::field("structured_outputs", message));
         }
     }
-    for (name, form) in FORMS {
-        let name = format!("guided_{name}");
-        let Some(value) = fields.get(&name) else { continue };
-        asked.extend(form.read(name, value)?);
+    for (_, name, form) in FORMS {
+        let Some(value) = fields.get(name) else { continue };
+        asked.extend(form.read(name.to_owned(), value)?);
     }
     if let [first, second, ..] = &asked[..] {
         let message =

@@ -1,5 +1,6 @@
 //! Converts text to tokens and back.
 
+mod added_starts;
 mod sentencepiece;
 mod words;
 
@@ -17,6 +18,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, Model as _, OffsetReferential, OffsetType, SplitDelimiterBehavior};
 
 use super::model_text::{ModelText, TextError};
+use added_starts::AddedStarts;
 use words::Words;
 
 /// GGUF's type of a control token.
@@ -48,6 +50,7 @@ pub struct Tokenizer {
     bpe: Option<tokenizers::Tokenizer>,
     /// Splits text into words before the merges. If `None`, `bpe` does it.
     words: Option<Words>,
+    starts: AddedStarts,
     /// The bytes of all tokens, in the order of their ids.
     bytes: Vec<u8>,
     /// Where the bytes of each token end in `bytes`.
@@ -213,8 +216,9 @@ impl Tokenizer {
         let special = (0..text.tokens.len()).map(|id| type_of(id) == SPECIAL).collect();
         let bos = text.bos.filter(|_| text.add_bos);
         let token_bytes_max = longest(&ends);
+        let starts = AddedStarts::of(&bpe)?;
         let bpe = Some(bpe);
-        Ok(Self { bpe, words, bytes, ends, special, token_bytes_max, bos, starts_with_space: false })
+        Ok(Self { bpe, words, starts, bytes, ends, special, token_bytes_max, bos, starts_with_space: false })
     }
 
     /// Reads a `tokenizer.json`. Its post-processor adds the begin-of-sequence token.
@@ -265,6 +269,7 @@ impl Tokenizer {
         Ok(Self {
             bpe: Some(bpe),
             words: None,
+            starts: AddedStarts::default(),
             bytes,
             ends,
             special,
@@ -280,6 +285,7 @@ impl Tokenizer {
         Self {
             bpe: None,
             words: None,
+            starts: AddedStarts::default(),
             bytes: Vec::new(),
             ends: vec![0; tokens],
             special: vec![false; tokens],
@@ -333,24 +339,32 @@ impl Tokenizer {
             .bpe
             .as_ref()
             .ok_or("this model has no tokenizer; send token ids, or set the key tokenizer")?;
-        let mut tokens: Vec<u32> = self.bos.filter(|_| bos == Bos::Add).into_iter().collect();
+        // Most tokens of a text have more than three bytes.
+        let mut tokens = Vec::with_capacity(text.len() / 3 + 1);
+        tokens.extend(self.bos.filter(|_| bos == Bos::Add));
         let Some(words) = &self.words else {
             // The post-processor of a `tokenizer.json` adds special tokens.
             let encoded = bpe.encode_fast(text, bos == Bos::Add).map_err(|error| error.to_string())?;
             tokens.extend(encoded.get_ids());
             return Ok(tokens);
         };
+        let merge = |tokens: &mut Vec<u32>, word: &str| {
+            let merged = bpe.get_model().tokenize(word).map_err(|error| error.to_string())?;
+            tokens.extend(merged.iter().map(|token| token.id));
+            Ok::<_, String>(())
+        };
         // ASCII text is normalized.
         let normalizer = bpe.get_normalizer().filter(|_| !text.is_ascii());
+        // Without added tokens, the text is one piece. The library takes long to find that.
+        if normalizer.is_none() && !self.starts.may_be_in(text) {
+            words.of(text, |word| merge(&mut tokens, word))?;
+            return Ok(tokens);
+        }
         let pieces = bpe.get_added_vocabulary().extract_and_normalize(normalizer, text);
         for (piece, _, added) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
             match added {
                 Some(added) => tokens.extend(added.iter().map(|token| token.id)),
-                None => words.of(piece, |word| {
-                    let merged = bpe.get_model().tokenize(word).map_err(|error| error.to_string())?;
-                    tokens.extend(merged.iter().map(|token| token.id));
-                    Ok::<_, String>(())
-                })?,
+                None => words.of(piece, |word| merge(&mut tokens, word))?,
             }
         }
         Ok(tokens)

@@ -172,9 +172,7 @@ async fn answer(
     let deadline = arrived + proxy.deadline;
     // The share of the budget is free again when the answer has begun.
     let Body { bytes, held: _held } = body::read(http, payload, &proxy.memory, proxy.limits.body).await?;
-    if let Some(connection) = Connection::of(http) {
-        connection.answers_until(deadline);
-    }
+    Connection::of(http).answers_until(deadline);
     let bytes = Bytes::from(bytes);
     let own = &*proxy.model.name;
     let default = proxy.state().serves(own).then_some(own);

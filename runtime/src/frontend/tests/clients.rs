@@ -61,6 +61,23 @@ fn a_failure_after_the_start_is_an_event() {
 }
 
 #[test]
+fn a_connection_takes_one_open_file() {
+    let server = Server::start(Script::Echo);
+    let open = |_| {
+        let mut client = server.http.connect();
+        client.write("GET /live HTTP/1.1\r\nhost: x\r\n\r\n");
+        client.until("\r\n\r\n");
+        client
+    };
+    let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let _first = open(0);
+    let before = files();
+    let clients: Vec<_> = (0..20).map(open).collect();
+    // The client's end of each connection is in this process too.
+    assert_eq!((files() - before) / clients.len(), 2);
+}
+
+#[test]
 fn a_body_that_does_not_arrive_is_answered_408() {
     let server = start(Script::Echo, Limits { body: SOON, ..Limits::default() });
     for (framing, drip) in [

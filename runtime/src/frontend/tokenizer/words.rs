@@ -92,7 +92,7 @@ impl Words {
     /// # Errors
     /// The first error of `each`.
     pub(super) fn of<E>(&self, text: &str, mut each: impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
-        let mut spelt = String::new();
+        let mut spelt = String::with_capacity(64);
         let mut cut = |text: &str, length: fn(&str, usize) -> usize, digits: usize| {
             let mut rest = text;
             while !rest.is_empty() {
