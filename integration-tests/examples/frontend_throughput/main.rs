@@ -32,10 +32,6 @@ use runtime::frontend::{
 use runtime::grammar::ModelCompiler;
 use runtime::traces::Traces;
 
-/// The allocator of `runtime`.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const BODY: &str = r#"{"model": "m", "prompt": "Once upon a time there was a lighthouse", "max_tokens": 1, "temperature": 0}"#;
 const ROUNDS: usize = 5;
 

@@ -19,6 +19,11 @@ impl Modes {
         MODES.get().copied().unwrap_or_default()
     }
 
+    /// Whether the rows that the matrices of the layers multiply are in FP8.
+    pub(super) fn rounds_rows() -> bool {
+        Self::current().quantization == Quantization::Fp8
+    }
+
     /// Whether pages are in FP8.
     pub(super) fn has_fp8_pages() -> bool {
         Self::current().kv_dtype == KvCacheDtype::Fp8
