@@ -16,14 +16,14 @@ fn cache_info(address: &str) -> Result<String> {
     Ok(line.context("the metrics describe the pages")?.to_owned())
 }
 
-#[test]
-fn a_pair_with_pages_in_fp8_gives_the_tokens_of_one_process() -> Result<()> {
+/// Compares the tokens of a pair with those of one process. Both have these settings.
+fn check_pair(settings: &[&str]) -> Result<()> {
     let prompts: Vec<Prompt> = prompts()?.into_iter().step_by(3).collect();
-    let (local, alone) = start_local(&[FP8])?;
+    let (local, alone) = start_local(settings)?;
     let from_one = ask_all(&prompts, AT_ONCE, |prompt| complete(&alone, &prompt.input(), TOKENS))?;
     assert!(cache_info(&alone)?.contains(r#"cache_dtype="fp8""#));
     drop(local);
-    let pair = Pair::start(&[FP8])?;
+    let pair = Pair::start(settings)?;
     let from_pair = ask_all(&prompts, AT_ONCE, |prompt| complete(&pair.frontend, &prompt.input(), TOKENS))?;
     let mut like_f32 = 0;
     for ((prompt, alone), answer) in prompts.iter().zip(&from_one).zip(&from_pair) {
@@ -33,13 +33,23 @@ fn a_pair_with_pages_in_fp8_gives_the_tokens_of_one_process() -> Result<()> {
         assert_eq!(answer.timings["pages"], expect, "{}: {}", prompt.name, answer.timings);
         like_f32 += answer.ids.iter().zip(&prompt.ids).take_while(|(ours, theirs)| ours == theirs).count();
     }
-    // Rounded keys and values change some tokens. Wrong ones change nearly all.
+    // Rounded numbers change some tokens. Wrong ones change nearly all.
     let all = prompts.len() * TOKENS as usize;
     println!(
         "{like_f32} of {all} tokens come before the first one that differs from transformers in float32"
     );
     assert!(like_f32 * 4 > all, "{like_f32} of {all}");
     Ok(())
+}
+
+#[test]
+fn a_pair_with_pages_in_fp8_gives_the_tokens_of_one_process() -> Result<()> {
+    check_pair(&[FP8])
+}
+
+#[test]
+fn a_pair_with_weights_rows_and_pages_in_fp8_gives_the_tokens_of_one_process() -> Result<()> {
+    check_pair(&[FP8, "engine.quantization=fp8"])
 }
 
 #[test]
