@@ -358,7 +358,7 @@ fn faults_of_peers_are_named() -> Result<()> {
 
     staged("A peer has KV pages in another format")?;
     let (_process, address) = started(&own, &["--kv-cache-dtype", "fp8"])?;
-    let words = ["KV element type is fp8 and ours is f32", "same engine.kv_dtype"];
+    let words = ["It says: peer's KV element type is f32 and ours is fp8", "same engine.kv_dtype"];
     has(&sender(&own, &address, &[])?, "peers", FAULT, &words)?;
     let report = sender(&own, &address, &["--kv-cache-dtype", "fp8"])?;
     let faults = findings(&report)?
