@@ -15,7 +15,7 @@
 namespace {
 
 // With up to this many rows, a step has no kernel of cublasLt: `row_products` computes its products, also with bf16 weights.
-constexpr int ROWS_FEW = 32;
+constexpr int ROWS_FEW = 16;
 
 // Lets the next kernel start, and waits until the previous kernel has finished and its writes are visible. `rows` is the number
 // of rows of this kernel and of the next one.

@@ -145,8 +145,6 @@ int of_bf16(const RowProducts& of, cudaStream_t stream) {
   switch ((of.rows + TILE_ROWS - 1) / TILE_ROWS) {
     case 1: return multiply<Bf16Weights, 1, 8, 1, Out>(of, stream);
     case 2: return multiply<Bf16Weights, 2, 6, 1, Out>(of, stream);
-    case 3: return multiply<Bf16Weights, 3, 4, 1, Out>(of, stream);
-    case 4: return multiply<Bf16Weights, 4, 4, 1, Out>(of, stream);
     default: return cudaErrorInvalidValue;
   }
 }
