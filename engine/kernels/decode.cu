@@ -2,7 +2,7 @@
 // sequence.
 //
 // A context is divided into pieces, whose length depends only on the context, so a row's rounding does not depend on the other rows. A block
-// takes one piece and KV head after the other. One warp copies tiles of keys and values to a ring of stages, and runs ahead, also to the next piece.
+// processes several items, a piece and a KV head each, in sequence. One warp copies tiles of keys and values to a ring of stages, and runs ahead, also to the next piece.
 // Four warps compute. Each takes sixteen positions of every tile and keeps its own maxima, sums and outputs; at the end of a piece they are joined.
 //
 // Products have positions or dimensions as rows and up to eight heads that share the KV head as columns. More heads are several parts, which read
@@ -10,7 +10,6 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_fp8.h>
 
 #include <algorithm>
 #include <type_traits>
@@ -103,9 +102,11 @@ struct Bf16Numbers {
 struct Fp8Numbers {
   using Stored = uint8_t;
 
+  // A query beyond the range of f16 gets its end. No model has such queries. NaN stays.
+  static __device__ float within_f16(float query) { return isnan(query) ? query : fminf(fmaxf(query, -F16_MAX), F16_MAX); }
   static __device__ uint32_t of_queries(uint32_t bf16_pair) {
     const float2 pair = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bf16_pair));
-    return of_weights(fminf(fmaxf(pair.x, -F16_MAX), F16_MAX), fminf(fmaxf(pair.y, -F16_MAX), F16_MAX));
+    return of_weights(within_f16(pair.x), within_f16(pair.y));
   }
   static __device__ uint32_t of_weights(float first, float second) {
     const __half2 pair = __floats2half2_rn(first, second);
@@ -237,7 +238,7 @@ __device__ Piece find(const DecodeRun& of, int item) {
   return piece;
 }
 
-// What a tile in shared memory is.
+// The description of a tile in shared memory.
 struct TileOf {
   int index, first_head, heads, row;  // its piece; index -1 means that no tile follows
   int tokens;                         // its positions
@@ -278,7 +279,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend(const __grid_constant_
   // Some dimensions of the warps' outputs, [WARPS][HEADS][JOINED_DIMS].
   float* joined = reinterpret_cast<float*>(memory + (at - shared_address(memory)) + STAGES * Tile::BYTES);
   const uint32_t full = shared_address(barriers), empty = full + STAGES * sizeof(uint64_t);
-  if (threadIdx.x < 2 * STAGES) initialise(full + threadIdx.x * sizeof(uint64_t), threadIdx.x < STAGES ? 1 : WARPS);
+  if (threadIdx.x < 2 * STAGES) initialise_for_copies(full + threadIdx.x * sizeof(uint64_t), threadIdx.x < STAGES ? 1 : WARPS);
   __syncthreads();
   after_previous(of.rows);
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;

@@ -1,5 +1,5 @@
 // C ABI over FlashInfer's attention for Hopper: FlashAttention 3 with warp-specialised WGMMA and paged keys and values, causal,
-// bf16. It computes prompts. Its tiles have 128 query rows, so a decode row would waste 127 of them; `fa2.cu` computes decode
+// bf16. It computes prompts. Its tiles have 128 query rows, so a decode row would waste 127 of them; `decode.cu` computes decode
 // rows. The file is compiled once per head size, with -DBATON_HEAD_DIM=64 or 128, which is also the suffix of the functions'
 // names.
 //

@@ -4,7 +4,7 @@
 // every 128 inputs they are added to sums in f32, and these are multiplied by the output's scale and then by the row's. cublasLt's kernel does the
 // same. The program `gpu_engine` checks this.
 //
-// A block has a warpgroup that multiplies and a warp that copies tiles of weights and of rows to shared memory. It starts to copy weights before
+// A block has one or two warpgroups that multiply and a warp that copies tiles of weights and of rows to shared memory. It starts to copy weights before
 // the rows are ready, because weights do not depend on the previous kernel.
 
 #include <cuda_bf16.h>
@@ -42,7 +42,9 @@ __global__ void __launch_bounds__(GROUPS * GROUP + WARP, BLOCKS)
   __shared__ uint64_t barriers[2 * STAGES];
   const uint32_t at = (shared_address(memory) + TILE_ALIGN - 1) / TILE_ALIGN * TILE_ALIGN;
   const uint32_t full = shared_address(barriers), empty = full + STAGES * sizeof(uint64_t);
-  if (threadIdx.x < 2 * STAGES) initialise(full + threadIdx.x * sizeof(uint64_t), threadIdx.x < STAGES ? 1 : GROUPS * GROUP / WARP);
+  if (threadIdx.x < 2 * STAGES) {
+    initialise_for_copies(full + threadIdx.x * sizeof(uint64_t), threadIdx.x < STAGES ? 1 : GROUPS * GROUP / WARP);
+  }
   __syncthreads();
   // Slices past the last input are zero.
   const int fills = (inputs + SLICES * SLICE_INPUTS - 1) / (SLICES * SLICE_INPUTS), first_output = blockIdx.x * Of::OUTPUTS;
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(GROUPS * GROUP + WARP, BLOCKS)
     pin(products);
   };
   // The products of a slice run while those of the slice before it are added. Even and odd slices have registers of their own, and the loop has no
-  // branch, because else the compiler makes every product wait.
+  // branch, because otherwise the compiler makes every product wait.
   const int slices = fills * SLICES;
   submit(even, 0);
   int slice = 1;
@@ -159,7 +161,7 @@ __global__ void __launch_bounds__(ROUNDING_THREADS) round_rows(const bf16* x, ui
   for (int i = threadIdx.x; i < inputs / VECTOR; i += ROUNDING_THREADS) {
     const uint4 vector = own[i];
     const float2 a = pair(vector.x), b = pair(vector.y), c = pair(vector.z), d = pair(vector.w);
-    to[i] = {codes_of(a.x, a.y, b.x, b.y, scale), codes_of(c.x, c.y, d.x, d.y, scale)};
+    to[i] = {scaled_codes_of(a.x, a.y, b.x, b.y, scale), scaled_codes_of(c.x, c.y, d.x, d.y, scale)};
   }
 }
 

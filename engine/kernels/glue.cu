@@ -120,8 +120,8 @@ __device__ void round_row(const Floats (&kept)[PER_THREAD], int count, uint8_t* 
     const int i = n * blockDim.x + threadIdx.x;
     if (i >= count) break;
     const float(&of)[VECTOR] = kept[n].at;
-    reinterpret_cast<uint2*>(codes)[int64_t{blockIdx.x} * count + i] = {codes_of(of[0], of[1], of[2], of[3], scale),
-                                                                        codes_of(of[4], of[5], of[6], of[7], scale)};
+    reinterpret_cast<uint2*>(codes)[int64_t{blockIdx.x} * count + i] = {scaled_codes_of(of[0], of[1], of[2], of[3], scale),
+                                                                        scaled_codes_of(of[4], of[5], of[6], of[7], scale)};
   }
 }
 

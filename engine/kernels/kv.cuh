@@ -1,6 +1,6 @@
 // FP8 keys and values: e4m3 codes. A number is the value of its code times `KvDtype::SCALE` of `engine/src/kv.rs`, which is 1.
 //
-// Numbers are rounded to nearest even and beyond ±448 become ±448; what is not a number gets the code 0x7f. `engine/src/e4m3.rs` gives the same codes.
+// Numbers are rounded to nearest even and beyond ±448 become ±448; NaN gets the code 0x7f. `engine/src/e4m3.rs` gives the same codes.
 #pragma once
 
 #include <cuda_bf16.h>

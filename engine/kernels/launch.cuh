@@ -5,6 +5,9 @@
 // with overlap too, and they share a workspace that they read before they wait. So a cublasLt kernel may start only when
 // everything before its predecessor has finished.
 //
+// The rows of a kernel may be some of the step's rows. This is right as long as a kernel that is launched without overlap, or one that lets the next
+// kernel start late, follows before cublasLt's next kernel.
+//
 // A kernel calls `after_previous` before it accesses memory that an earlier kernel of the step writes or reads. The work before
 // that call overlaps the end of the previous kernel: for example reading weights, or lists that were copied to the device
 // before the step's first kernel.

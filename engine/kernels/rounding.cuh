@@ -10,10 +10,13 @@ namespace {
 constexpr float CODE_MAX = 448;
 
 // The scale of a row with this largest magnitude.
-__device__ float row_scale(float largest) { return largest == 0.f ? 1.f : largest / CODE_MAX; }
+__device__ float row_scale(float largest) {
+  const float scale = largest / CODE_MAX;
+  return scale == 0.f ? 1.f : scale;
+}
 
 // The codes of four numbers.
-__device__ uint32_t codes_of(float a, float b, float c, float d, float scale) {
+__device__ uint32_t scaled_codes_of(float a, float b, float c, float d, float scale) {
   const uint32_t low = __nv_cvt_float2_to_fp8x2({a / scale, b / scale}, __NV_SATFINITE, __NV_E4M3);
   const uint32_t high = __nv_cvt_float2_to_fp8x2({c / scale, d / scale}, __NV_SATFINITE, __NV_E4M3);
   return low | high << 16;

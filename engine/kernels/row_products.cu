@@ -138,8 +138,8 @@ int multiply(const RowProducts& of, cudaStream_t stream) {
                 reinterpret_cast<const uint4*>(of.x), static_cast<Out*>(of.y), of.rows, of.outputs, of.inputs);
 }
 
-// The numbers of stages and of multiplying warps were measured with Llama-3.1-8B, in bf16 on an H100 and in FP8 on an H200. With up to 32 rows they leave room for
-// two or more blocks per multiprocessor.
+// The numbers of stages and of multiplying warps were measured with Llama-3.1-8B, in bf16 on an H100 and in FP8 on an H200. With up to 32 rows they leave room
+// for two or more blocks per multiprocessor.
 template <typename Out>
 int of_bf16(const RowProducts& of, cudaStream_t stream) {
   switch ((of.rows + TILE_ROWS - 1) / TILE_ROWS) {

@@ -1,4 +1,4 @@
-// Copies to shared memory in stages and products of tiles, for the kernel that multiplies a few rows.
+// Copies to shared memory in stages and products of tiles, for the kernels that multiply a few rows and for attention of decode rows.
 #pragma once
 
 #include <cuda_bf16.h>

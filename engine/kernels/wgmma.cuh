@@ -1,7 +1,7 @@
-// Hopper's copies of tiles (TMA) and products of warpgroups (wgmma) with FP8 numbers, for `fp8_products.cu`.
+// Hopper's copies of tiles (TMA), for `decode.cu` and `fp8_products.cu`, and products of warpgroups (wgmma) with FP8 numbers, for `fp8_products.cu`.
 //
-// A tile in shared memory has lines of 128 bytes, and the copy swizzles the lines: vector v of line l is at v ^ l % 8. A tile starts at a multiple
-// of 1,024 bytes.
+// A tile in shared memory has lines of 64 or 128 bytes, and the copy swizzles the lines: of 128 bytes, vector v of line l is at v ^ l % 8; of 64 bytes, at
+// v ^ l / 2 % 4. A tile starts at a multiple of 1,024 bytes. wgmma reads lines of 128 bytes.
 #pragma once
 
 #include <cuda.h>
@@ -11,6 +11,13 @@
 namespace {
 
 constexpr int LINE_BYTES = 128, TILE_ALIGN = 1024;
+
+// Initialises a barrier that copies of tiles arrive at. The caller's block synchronises after it.
+__device__ void initialise_for_copies(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+  // Copies see the barrier through another proxy.
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 // Arrives at the barrier, which then also waits for `bytes` bytes of copies.
 __device__ void expect(uint32_t barrier, uint32_t bytes) {

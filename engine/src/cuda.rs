@@ -1,14 +1,14 @@
-//! The CUDA backend: a model in bf16 on one GPU. The KV pages, in bf16 or FP8, lie in one plain device allocation.
+//! The CUDA backend: a model in bf16 or FP8 on one GPU. The KV pages, in bf16 or FP8, lie in one plain device allocation.
 //!
 //! # Guarantees
-//! Kernels sum in f32 and store bf16. **A row's result depends on its sequence alone**, to the bit. It depends neither
+//! Kernels sum in f32 and store bf16; products in FP8 sum 128 inputs in fewer bits. **A row's result depends on its sequence alone**, to the bit. It depends neither
 //! on the other rows of the step nor on how the prompt was split into chunks. GEMMs and attention kernels divide a row's sum into parts in
 //! the same way for any number of rows in the step. Prefill and decode use different attention kernels, which round differently. So if a
 //! sampled token is recomputed as part of a prompt, its keys, values and logits may differ in the last bits.
 //!
 //! # Threads
-//! The engine's owner thread submits steps to one stream and polls an event. Only one operation blocks: reading logits
-//! for host-side sampling.
+//! The engine's owner thread submits steps to one stream and polls an event. Two operations block: reading logits
+//! for host-side sampling, and a step whose prompts read FP8 pages in several [groups](attention).
 //! Two steps may be in flight. There are two sets of host buffers, and steps alternate between them.
 //! Page hashes run on a separate stream, from any thread.
 //!

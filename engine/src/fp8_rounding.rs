@@ -4,7 +4,7 @@
 //! output's largest weight is at most 448, the largest e4m3 number. Such a weight is exact in bf16, so every backend computes with the
 //! same numbers. Exponents end at 7, so weights beyond ±57,344, which no model has, become that. `kernels/fp8.cu` has the same rule.
 //!
-//! A number of a row is `code × scale`. The scale is the row's largest magnitude divided by 448. `kernels/fp8_products.cu` has the same rule.
+//! A number of a row is `code × scale`. The scale is the row's largest magnitude divided by 448. `kernels/rounding.cuh` has the same rule.
 
 use half::bf16;
 
@@ -22,9 +22,9 @@ pub(crate) fn round_output(weights: &mut [f32]) {
 
 /// Rounds a row to the numbers that FP8 rows have.
 pub(crate) fn round_row(row: &mut [f32]) {
-    let scale = match largest(row) {
+    let scale = match largest(row) / 448.0 {
         0.0 => 1.0,
-        largest => largest / 448.0,
+        scale => scale,
     };
     row.iter_mut().for_each(|number| *number = value(encode(*number / scale)) * scale);
 }

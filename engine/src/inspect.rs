@@ -35,7 +35,7 @@ impl InspectedModel {
         }
         #[cfg(feature = "cuda")]
         if !is_cpu {
-            crate::cuda::check_spec(&checkpoint.spec)
+            crate::cuda::check_spec(&checkpoint.spec, config.quantization)
                 .map_err(|what| OpenError::UnsupportedModel { path: config.model.clone(), what })?;
         }
         let layout = checkpoint.spec.kv_layout(config);

@@ -92,11 +92,13 @@ def engine(suite):
         suite.add(f"{name}: tokens that the GPU and the host sample alike, all of", int(draws))
         right, all_of_them = map(int, same.split("/"))
         suite.add(f"{name}: greedy tokens that differ from the CPU engine's", all_of_them - right, "= 0")
-    # The program fails at the first row that differs.
-    in_fp8 = output([suite.gpu_engine, "fp8_weights"])
-    for name, error, rows in lines_like(r"^(\S+) +\d+ +([\d.]+) +\d+/\d+ +(\d+) +\d+$", in_fp8):
-        suite.add(f"{name} with FP8 weights: logits' RMS error against the CPU engine", float(error), "<= 0.03")
-        suite.add(f"{name} with FP8 weights: rows with bit-identical logits alone and in a batch, all of", int(rows))
+    # With rows in FP8, the last bit of a number in bf16 can change its code, and so a sixteenth of it.
+    for mode, what, bound in (("fp8_weights", "FP8 weights", "<= 0.03"), ("fp8", "weights and rows in FP8", "<= 0.2")):
+        # The program fails at the first row that differs.
+        in_fp8 = output([suite.gpu_engine, mode])
+        for name, error, rows in lines_like(r"^(\S+) +\d+ +([\d.]+) +\d+/\d+ +(\d+) +\d+$", in_fp8):
+            suite.add(f"{name} with {what}: logits' RMS error against the CPU engine", float(error), bound)
+            suite.add(f"{name} with {what}: rows with bit-identical logits alone and in a batch, all of", int(rows))
     fp8_pages(suite)
     rows = int(re.search(r"^(\d+) rows have the same logits", said, re.M)[1])
     suite.add("large model: rows with bit-identical logits alone and in a batch, all of", rows)
@@ -123,11 +125,12 @@ def fp8_pages(suite):
     said = output([suite.gpu_engine, "fp8_kv"])
     print(said)
     for name, error, rows in lines_like(r"^(\S+) +\d+ +([\d.]+) +\d+/\d+ +(\d+) +\d+$", said):
-        suite.add(f"{name} with FP8 pages: logits' RMS error against the CPU engine", float(error), "<= 0.06")
+        # A number near the middle of two codes may get the other one, which is an eighth away.
+        suite.add(f"{name} with FP8 pages: logits' RMS error against the CPU engine", float(error), "<= 0.1")
         suite.add(f"{name} with FP8 pages: rows with bit-identical logits alone and in a batch, all of", int(rows))
     for name, share, error in lines_like(r"^(\S+): ([\d.]+) % of the prompt's codes differ from the CPU's, by ([\d.]+) ", said):
-        suite.add(f"{name}: codes of the prompt's pages that differ from the CPU's", float(share), unit="%")
-        suite.add(f"{name}: keys and values of these pages, RMS error against the CPU's", float(error), "<= 0.04")
+        suite.add(f"{name}: codes of the first layer in the prompt's pages that differ from the CPU's", float(share), unit="%")
+        suite.add(f"{name}: keys and values of this layer, RMS error against the CPU's", float(error), "<= 0.04")
     grouped = sum(int(count) for count in lines_like(r"^\S+: (\d+) prompts in groups", said))
     suite.add("prompts with FP8 pages that have bit-identical logits alone and in groups, all of", grouped, ">= 1")
 
@@ -407,7 +410,7 @@ def memory(suite):
         return suite.note("memory checks are skipped: compute-sanitizer is not installed")
     # Kernels have another timing under the tool. The last run compares rows repeatedly to find results that depend on timing.
     errors, wrong = 0, 0
-    for arguments in [[], ["fp8_kv"], ["company", COMPANY_SECONDS]]:
+    for arguments in [[], ["fp8", "fp8_kv"], ["fp8_weights"], ["company", COMPANY_SECONDS]]:
         command = [checker, "--tool", "memcheck", suite.gpu_engine, *map(str, arguments)]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}
         run = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)

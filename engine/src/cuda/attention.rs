@@ -5,7 +5,7 @@
 //!
 //! That kernel also reads pages in FP8. For FA3 they are [copied to bf16](super::expanded) first, layer by layer. If the pages of a step's prompts do not fit into
 //! that memory, groups of prompts are computed one after the other. Each needs another plan in each layer, and the host waits for the stream before
-//! it writes one. This takes milliseconds. Such a step has prompts behind more than 128 Ki tokens together.
+//! it writes one. This takes milliseconds. This happens only if the contexts of a step's prompts exceed the copy together: 128 Ki tokens, or one full context if that is longer.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::model::spec::AttentionSpec;
 const INT_BYTES: usize = 16 << 20;
 /// Words of an FA3 plan. `kernels/attention.cuh` has the same number.
 const PLAN_WORDS: usize = 32;
-/// Maximum number of query heads that share a KV head: the rows of FA3's tile.
+/// Maximum number of query heads that share a KV head. The kernels were tested with up to this many.
 pub(super) const GROUP_MAX: usize = 16;
 
 /// The FA3 plan of a group of prompts: offsets in the workspace, in FlashInfer's format.

@@ -17,6 +17,10 @@ use crate::survey::KERNELS_FOR;
 const SIZES_ALIGN: usize = 32;
 /// Maximum hidden size that one thread block normalises.
 const HIDDEN_MAX: usize = 16_384;
+/// Maximum feed-forward size with rows in FP8: one thread block rounds a row.
+const ROUNDED_FEED_MAX: usize = 65_536;
+/// Lines of the pool, which attention of decode rows counts in 32 bits. A line has the numbers of a head at a position.
+const POOL_LINES_MAX: u64 = i32::MAX as u64;
 /// Device memory reserved for allocations of the CUDA libraries.
 const SPARE_BYTES: u64 = 1 << 30;
 
@@ -32,7 +36,7 @@ pub(super) fn check_device(device: &CudaDevice) -> Result<(), OpenError> {
 }
 
 /// Refuses a model whose sizes the kernels do not support. The error is the reason.
-pub(crate) fn check_spec(spec: &ModelSpec) -> Result<(), String> {
+pub(crate) fn check_spec(spec: &ModelSpec, quantization: Quantization) -> Result<(), String> {
     let AttentionSpec { heads, kv_heads, .. } = spec.attention;
     if heads > GROUP_MAX * kv_heads {
         let each = heads / kv_heads;
@@ -43,6 +47,13 @@ pub(crate) fn check_spec(spec: &ModelSpec) -> Result<(), String> {
     spec.check_multiples(SIZES_ALIGN)?;
     if spec.hidden > HIDDEN_MAX {
         let what = format!("its hidden size is {}, but a GPU supports at most {HIDDEN_MAX}", spec.hidden);
+        return Err(what);
+    }
+    if quantization.rounds_rows() && spec.feed_forward > ROUNDED_FEED_MAX {
+        let what = format!(
+            "its feed-forward size is {}, but a GPU supports at most {ROUNDED_FEED_MAX} with engine.quantization=fp8",
+            spec.feed_forward
+        );
         return Err(what);
     }
     let (vocabulary, max) = (spec.vocabulary, baton_vocabulary_max() as usize);
@@ -78,7 +89,16 @@ pub(super) fn pages(
     if kv_bytes < min_bytes {
         return Err(OpenError::KvTooSmall { kv_bytes, pages, page_bytes, min_bytes });
     }
-    Ok(u32::try_from(pages).unwrap_or(u32::MAX))
+    let lines_of_page = page_bytes / (u64::from(layout.head_dim) * layout.dtype.bytes());
+    let most = POOL_LINES_MAX / lines_of_page;
+    if pages > most {
+        tracing::warn!(
+            pages,
+            most,
+            "the pool of KV pages is as large as attention can address, and the rest of the memory is not used"
+        );
+    }
+    Ok(pages.min(most) as u32)
 }
 
 /// The bytes that activations, logits and workspaces will take.

@@ -188,14 +188,14 @@ pub(super) struct Gemm {
 unsafe impl Send for Gemm {}
 
 impl Gemm {
-    /// Plans GEMMs of more than `few` rows. `matrices` has each matrix with its largest row count.
-    pub(super) fn new(device: &Arc<CudaDevice>, few: usize, matrices: &[(Matrix, usize)]) -> Result<Self> {
+    /// Plans GEMMs. `matrices` has each matrix with its row counts: more than the first number, up to the second.
+    pub(super) fn new(device: &Arc<CudaDevice>, matrices: &[(Matrix, usize, usize)]) -> Result<Self> {
         let workspace = Buffer::new(device, WORKSPACE_BYTES)?;
         let handle = result::create_handle().named("cublasLtCreate")?;
         let mut gemm = Self { handle, workspace, plans: HashMap::new() };
-        for (matrix, max) in matrices {
+        for (matrix, few, max) in matrices {
             if matrix.outputs.is_multiple_of(OUTPUTS_ALIGN) {
-                gemm.plan(*matrix, few, *max);
+                gemm.plan(*matrix, *few, *max);
             }
         }
         Ok(gemm)
@@ -231,18 +231,18 @@ impl Gemm {
         }
     }
 
-    /// True if there is a plan for `rows` rows.
-    pub(super) fn has_plan(&self, matrix: Matrix, rows: usize) -> bool {
-        self.plans.contains_key(&(matrix, rows::planned(rows)))
+    /// The number of rows that a product of `rows` rows computes, padding rows included. `None` if there is no plan.
+    pub(super) fn rows(&self, matrix: Matrix, rows: usize) -> Option<usize> {
+        self.plans.get(&(matrix, rows::planned(rows))).map(|plan| plan.of.rows)
     }
 
     /// `y[rows][outputs] = x[rows][inputs] · weights[outputs][inputs]ᵀ`, with f32 sums. Also computes up to [`ROWS_SPARE`] padding rows.
     ///
     /// # Panics
-    /// If there is no [plan](Self::has_plan), or if `y` is too short.
+    /// If there is no [plan](Self::rows), or if `y` is too short.
     ///
     /// # Safety
-    /// `weights` and `x` are in the matrix's format. `x` has room for the padding rows.
+    /// `weights` and `x` are in the matrix's format. `x` has as many [rows](Self::rows) as the product computes.
     pub(super) unsafe fn multiply(
         &self,
         stream: &Stream,

@@ -34,7 +34,7 @@ impl CudaEngine {
         let device = CudaDevice::open(ordinal).map_err(cuda)?;
         fits::check_device(&device)?;
         let checkpoint = Checkpoint::open(config, progress)?;
-        fits::check_spec(&checkpoint.spec)
+        fits::check_spec(&checkpoint.spec, config.quantization)
             .map_err(|what| OpenError::UnsupportedModel { path: config.model.clone(), what })?;
         let stream = Stream::new(&device).map_err(cuda)?;
         let weights = load_weights(config, &stream, &checkpoint, progress)?;

@@ -11,12 +11,9 @@ use half::bf16;
 
 use super::device::{Buffer, CudaDevice, Result, Stream};
 use super::gemm::{Factor, Gemm, Input, Matrix, Output, ROWS_SPARE};
-use super::kernels::{
-    baton_fp8_products, baton_round_rows, baton_row_products, baton_row_products_max, launch,
-};
-use super::stored_matrix::StoredMatrix;
+use super::kernels::{baton_fp8_products, baton_round_rows, baton_row_products, launch};
+use super::stored_matrix::{StoredMatrix, rows_few};
 use crate::gpu::arguments::{Fp8Products, RoundRows, RowProducts};
-use crate::gpu::rows;
 use crate::model::Quantization;
 
 /// The GEMMs' plans, and memory for rounded rows and matrices.
@@ -54,8 +51,9 @@ impl Products {
         (output, output_rows): (Matrix, usize),
         rows: usize,
     ) -> Result<Self> {
-        let of_layer_rows = of_layer.iter().map(|matrix| (*matrix, rows));
-        let all: Vec<_> = of_layer_rows.chain([(output, output_rows)]).collect();
+        let of_layer_rows = of_layer.iter().map(|matrix| (*matrix, rows_few(quantization), rows));
+        let of_output = (output, rows_few(Quantization::None), output_rows);
+        let all: Vec<_> = of_layer_rows.chain([of_output]).collect();
         let largest = |size: fn(&Matrix) -> usize| of_layer.iter().map(size).max().unwrap_or_default();
         let numbers = largest(|matrix| matrix.outputs * matrix.inputs);
         let (rows, inputs) = (rows + ROWS_SPARE, largest(|matrix| matrix.inputs));
@@ -65,7 +63,7 @@ impl Products {
             Ok(RoundedRows { codes, scales: Buffer::zeroed(device, rows * size_of::<f32>())? })
         };
         Ok(Self {
-            gemm: Gemm::new(device, baton_row_products_max(0) as usize, &all)?,
+            gemm: Gemm::new(device, &all)?,
             dequantised: (quantization == Quantization::Fp8Weights).then(dequantised).transpose()?,
             rounded: quantization.rounds_rows().then(rounded).transpose()?,
         })
@@ -120,8 +118,8 @@ impl Products {
         };
         // With few rows a product is bound by reading the weights, and our kernels are faster than the library.
         let few = weights.rows_few();
-        if rows > few && self.gemm.has_plan(matrix, rows) {
-            return self.multiply_many(x, weights, y, rows, matrix, stream);
+        if let Some(all) = self.gemm.rows(matrix, rows).filter(|_| rows > few) {
+            return self.multiply_many(x, weights, y, (rows, all), matrix, stream);
         }
         for first in (0..rows).step_by(few) {
             let rows = first..rows.min(first + few);
@@ -133,18 +131,17 @@ impl Products {
         Ok(())
     }
 
-    /// The product through the library.
+    /// The product through the library, which computes `all` rows.
     fn multiply_many(
         &self,
         x: Rows<'_>,
         weights: &StoredMatrix,
         y: &Buffer,
-        rows: usize,
+        (rows, all): (usize, usize),
         matrix: Matrix,
         stream: &Stream,
     ) -> Result<()> {
         let Matrix { outputs, inputs, .. } = matrix;
-        let all = rows::planned(rows);
         let x = match x {
             Rows::Rounded(RoundedRows { codes, scales }) => Factor {
                 numbers: codes.numbers::<u8>(0, all * inputs).cast_const().cast(),
@@ -156,7 +153,7 @@ impl Products {
             weights.dequantise(numbers, outputs, inputs, stream)?;
         }
         let weights = self.factor(weights, matrix);
-        // SAFETY: both factors are in the matrix's format, and all buffers of rows have room for the padding rows.
+        // SAFETY: both factors are in the matrix's format, and `x` has all rows, as just checked.
         unsafe { self.gemm.multiply(stream, x, weights, y, rows, matrix) }
     }
 }

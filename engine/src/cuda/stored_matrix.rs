@@ -10,6 +10,7 @@ use super::kernels::{
     baton_dequantise_rows, baton_fp8_products_max, baton_quantise_rows, baton_row_products_max, launch,
 };
 use crate::gpu::arguments::{DequantiseRows, QuantiseRows};
+use crate::model::Quantization;
 
 /// A matrix, or a vector, of weights. A matrix is `[outputs][inputs]`.
 pub(super) enum StoredMatrix {
@@ -28,6 +29,16 @@ pub(super) struct RoundedMatrix {
     scales: Buffer,
 }
 
+/// The most rows that one call of our kernel for matrices with this rounding multiplies.
+pub(super) fn rows_few(quantization: Quantization) -> usize {
+    let rows = match quantization {
+        Quantization::None => baton_row_products_max(0),
+        Quantization::Fp8Weights => baton_row_products_max(1),
+        Quantization::Fp8 => baton_fp8_products_max(),
+    };
+    rows as usize
+}
+
 impl StoredMatrix {
     /// Bytes on the device.
     pub(super) fn bytes(&self) -> usize {
@@ -39,12 +50,11 @@ impl StoredMatrix {
 
     /// The most rows that one call of our kernel for these weights multiplies.
     pub(super) fn rows_few(&self) -> usize {
-        let rows = match self {
-            Self::Bf16(_) => baton_row_products_max(0),
-            Self::Fp8Weights(_) => baton_row_products_max(1),
-            Self::Fp8(_) => baton_fp8_products_max(),
-        };
-        rows as usize
+        rows_few(match self {
+            Self::Bf16(_) => Quantization::None,
+            Self::Fp8Weights(_) => Quantization::Fp8Weights,
+            Self::Fp8(_) => Quantization::Fp8,
+        })
     }
 
     /// The addresses of the weights and, in FP8, of the scales of their outputs.

@@ -22,7 +22,7 @@ impl KvDtype {
     }
 
     /// Writes numbers in this format, each rounded to the nearest one and, of two, to the one with an even code. In FP8, numbers beyond ±448 become ±448,
-    /// and what is not a number gets the code 0x7f.
+    /// and NaN gets the code 0x7f.
     ///
     /// # Safety
     /// `to` is valid for writes of `from.len()` numbers of this format and aligned for one. No other thread accesses them.
