@@ -86,7 +86,7 @@ pub struct KvShape {
     /// Element type of the KV cache, for example `f32` or `fp8`.
     #[serde(deserialize_with = "wire::text")]
     pub dtype: String,
-    /// The number of an element is its value times this number, for example `1`.
+    /// Decimal factor from a stored element to its number, for example `1`.
     #[serde(deserialize_with = "wire::text")]
     pub scale: String,
     /// Bytes in one page.

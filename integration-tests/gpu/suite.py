@@ -92,7 +92,7 @@ def engine(suite):
         suite.add(f"{name}: tokens that the GPU and the host sample alike, all of", int(draws))
         right, all_of_them = map(int, same.split("/"))
         suite.add(f"{name}: greedy tokens that differ from the CPU engine's", all_of_them - right, "= 0")
-    # With rows in FP8, the last bit of a number in bf16 can change its code, and so a sixteenth of it.
+    # With rows in FP8, the last bit of a number in bf16 can change its code, and so a sixteenth to an eighth of it.
     for mode, what, bound in (("fp8_weights", "FP8 weights", "<= 0.03"), ("fp8", "weights and rows in FP8", "<= 0.2")):
         # The program fails at the first row that differs.
         in_fp8 = output([suite.gpu_engine, mode])
@@ -125,7 +125,7 @@ def fp8_pages(suite):
     said = output([suite.gpu_engine, "fp8_kv"])
     print(said)
     for name, error, rows in lines_like(r"^(\S+) +\d+ +([\d.]+) +\d+/\d+ +(\d+) +\d+$", said):
-        # A number near the middle of two codes may get the other one, which is an eighth away.
+        # A number near the middle of two codes may get the other one, which is a sixteenth to an eighth away.
         suite.add(f"{name} with FP8 pages: logits' RMS error against the CPU engine", float(error), "<= 0.1")
         suite.add(f"{name} with FP8 pages: rows with bit-identical logits alone and in a batch, all of", int(rows))
     for name, share, error in lines_like(r"^(\S+): ([\d.]+) % of the prompt's codes differ from the CPU's, by ([\d.]+) ", said):

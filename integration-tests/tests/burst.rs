@@ -60,7 +60,7 @@ fn http_connections_leave_open_files_to_the_link() -> Result<()> {
     let arguments = ports.into_iter().flat_map(|port| ["--set", port]);
     let arguments: Vec<&str> = ["--role", "receiver"].into_iter().chain(arguments).collect();
     let receiver = Process::start_with_open_files(560, &arguments)?;
-    receiver.wait_event(Event::FewConnections, &["connections=12"])?;
+    receiver.wait_event(Event::FewConnections, &["connections=24"])?;
     let frontend = receiver.wait_healthy("frontend.port")?;
     let _crowd: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(&frontend)).collect::<Result<_, _>>()?;
     let sender = start_sender(&receiver, &[])?;

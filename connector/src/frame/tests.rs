@@ -69,6 +69,17 @@ fn golden_bytes() {
             "05000000000000000000000000000000",
         ),
     );
+    check_golden(
+        shape(),
+        concat!(
+            "01000000000000006d",
+            "0707070707070707070707070707070707070707070707070707070707070707",
+            "1e000000030000004000000010000000",
+            "0300000000000000663332",
+            "010000000000000031",
+            "00400b000000000001",
+        ),
+    );
     check_golden(Frame::Heartbeat, "00000000");
     check_golden(
         Frame::Load { waiting_tokens: 1, begun_tokens: 4, nanos_per_token: Some(2), cache_pages: 3 },

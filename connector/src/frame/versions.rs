@@ -1,7 +1,7 @@
 //! The versions of the protocol that this build supports.
 //!
 //! - **13**: the KV heads are outermost in a page. Processes of version 12 have the numbers of a page in another order, so this build does not
-//!   support version 12.
+//!   support version 12. A Hello has the scale of the numbers in a page.
 
 use std::fmt;
 

@@ -8,7 +8,7 @@ use super::modes::Modes;
 use super::run;
 
 /// Root mean square of the difference of the first layer's keys and values, relative to those of the CPU. The GPU rounds activations to bf16 first, and a
-/// number near the middle of two codes then may become the other one, which differs by an eighth at most.
+/// number near the middle of two codes then may become the other one, which differs by a sixteenth to an eighth.
 const ERROR_MOST: f64 = 0.04;
 /// The same if rows are in FP8: the numbers of rows that the layer multiplies may become other codes too.
 const ERROR_MOST_OF_ROWS: f64 = 0.08;

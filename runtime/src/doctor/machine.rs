@@ -166,7 +166,8 @@ pub(super) fn open_files(subject: &Subject) -> Vec<Finding> {
     let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     vec![judge_open_files(if config.role == Role::Proxy {
         let wanted = PROXY_CONNECTIONS;
-        let needed = 2 * crate::open_files::needed(wanted, 1, crate::open_files::reserved(0, 0));
+        let needed = proxying::FILES_PER_CLIENT
+            * crate::open_files::needed(wanted, 1, crate::open_files::reserved(0, 0));
         OpenFileFacts { limit, wanted, connections: proxying::connections(limit), needed }
     } else {
         let ports = plan::ports(config.role, config);

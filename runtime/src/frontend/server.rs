@@ -1,5 +1,4 @@
-//! The HTTP server of a port, with TLS or without. It does what [`HttpServer`](actix_web::HttpServer) does with a socket that the watcher of its
-//! connection can share.
+//! The HTTP server of a port, with TLS or without. It is [`HttpServer`](actix_web::HttpServer) with another socket: the watcher of a connection shares it.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -68,7 +67,7 @@ where
             .local_addr(address)
             .on_connect_ext(Connection::accept(limits));
         let app = app().into_factory().map_err(|error| error.into().error_response());
-        // Handlers make no URLs of their own address, for which the configuration would be.
+        // No handler uses the server's configuration.
         let app = map_config(app, |()| AppConfig::default());
         let handshakes = handshakes.clone();
         fn_service(move |tcp| open(handshakes.clone(), tcp)).and_then(http.finish(app))

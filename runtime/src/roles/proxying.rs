@@ -78,9 +78,13 @@ pub(crate) fn served_text(config: &Config) -> anyhow::Result<ServedModel> {
     Ok(model)
 }
 
-/// Connections of clients that this limit of open files allows. Half of the files are for the connections to nodes.
+/// Open files of a proxy for each client: its connection, and two to nodes.
+pub(crate) const FILES_PER_CLIENT: u64 = 3;
+
+/// Connections of clients that this limit of open files allows. Two thirds of the files are for connections to nodes: while load moves from one node to another,
+/// a client has a connection in use and one that is idle.
 pub(crate) fn connections(open_files: u64) -> usize {
-    open_files::connections(open_files / 2, Limits::CONNECTIONS, 1, open_files::reserved(0, 0))
+    open_files::connections(open_files / FILES_PER_CLIENT, Limits::CONNECTIONS, 1, open_files::reserved(0, 0))
 }
 
 async fn serve(

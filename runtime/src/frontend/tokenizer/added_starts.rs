@@ -8,7 +8,7 @@ use super::TextError;
 pub(super) struct AddedStarts([bool; 256]);
 
 impl AddedStarts {
-    /// Those of a tokenizer: of the added tokens as they are, and normalized.
+    /// The first bytes of a tokenizer's added tokens, and of their normalized texts.
     ///
     /// # Errors
     /// A token cannot be normalized.
