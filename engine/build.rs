@@ -40,7 +40,7 @@ mod cuda {
     const UNITS: [Unit; 11] = [
         Unit { source: "fa3.cu", flags: FLASH_128, headers: &["attention.cuh"] },
         Unit { source: "fa3.cu", flags: FLASH_64, headers: &["attention.cuh"] },
-        Unit { source: "decode.cu", flags: &[], headers: &["launch.cuh", "stages.cuh", "wgmma.cuh"] },
+        Unit { source: "decode.cu", flags: &[], headers: &["decode_tiles.cuh", "launch.cuh", "stages.cuh", "wgmma.cuh"] },
         Unit { source: "glue.cu", flags: &[], headers: &["kv.cuh", "launch.cuh", "rounding.cuh"] },
         Unit { source: "row_products.cu", flags: &[], headers: &["fp8.cuh", "launch.cuh", "stages.cuh"] },
         Unit {

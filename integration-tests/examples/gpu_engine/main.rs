@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release --features cuda -p integration-tests --example gpu_engine
-//! target/release/examples/gpu_engine [fp8_weights | fp8] [fp8_kv] [CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
+//! target/release/examples/gpu_engine [fp8_weights | fp8] [fp8_kv] [CONFIG FOLDER [speed | step ROWS | prefill TOKENS | pages TOKENS | logits TOKENS FILE]]
 //! target/release/examples/gpu_engine company SECONDS
 //! target/release/examples/gpu_engine failure
 //! ```
@@ -369,20 +369,26 @@ fn run_ahead(
     Ok((answers, times))
 }
 
-/// Computes one decode step after a thousand tokens.
-fn one_step(folder: &Path) -> Result<()> {
+/// Computes one decode step of `rows` rows, each after a thousand tokens.
+fn one_step(folder: &Path, rows: usize) -> Result<()> {
     let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
-    let (tokens, table) = ([1], pages(0, 1001u32.div_ceil(gpu.kv().layout().page_tokens)));
-    let chunk = Chunk {
-        sequence: 1,
-        tokens: &tokens,
-        source: TokenSource::Sampled,
-        start: 1000,
-        pages: &table,
-        sample: Some(Sample::greedy()),
-        score: None,
-    };
-    run(&mut gpu, &[chunk])?;
+    let pages_of_row = 1001u32.div_ceil(gpu.kv().layout().page_tokens);
+    let tables: Vec<_> = (0..rows as u32).map(|row| pages(row * pages_of_row, pages_of_row)).collect();
+    let tokens = [1];
+    let batch: Vec<_> = tables
+        .iter()
+        .enumerate()
+        .map(|(row, table)| Chunk {
+            sequence: row as u64,
+            tokens: &tokens,
+            source: TokenSource::Sampled,
+            start: 1000,
+            pages: table,
+            sample: Some(Sample::greedy()),
+            score: None,
+        })
+        .collect();
+    run(&mut gpu, &batch)?;
     Ok(())
 }
 
@@ -473,12 +479,12 @@ fn main() -> Result<()> {
         ["failure"] => failure::check(),
         [folder] => check_small_models().and_then(|()| large_model(Path::new(folder))),
         [folder, "speed"] => speed::print(&mut open_large(Path::new(folder))?),
-        [folder, "step"] => one_step(Path::new(folder)),
+        [folder, "step", rows] => one_step(Path::new(folder), number(rows)?),
         [folder, "prefill", tokens] => prefilled(Path::new(folder), number(tokens)?).map(drop),
         [folder, "pages", tokens] => digest(Path::new(folder), number(tokens)?),
         [folder, "logits", tokens, file] => logits(Path::new(folder), number(tokens)?, file),
         _ => bail!(
-            "the arguments are: [fp8_weights | fp8] [fp8_kv], and nothing, or company SECONDS, or failure, or CONFIG FOLDER [speed | step | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
+            "the arguments are: [fp8_weights | fp8] [fp8_kv], and nothing, or company SECONDS, or failure, or CONFIG FOLDER [speed | step ROWS | prefill TOKENS | pages TOKENS | logits TOKENS FILE]"
         ),
     }
 }
