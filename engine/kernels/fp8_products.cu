@@ -6,6 +6,9 @@
 //
 // A block has one or two warpgroups that multiply and a warp that copies tiles of weights and of rows to shared memory. It starts to copy weights before
 // the rows are ready, because weights do not depend on the previous kernel.
+//
+// A matrix with few outputs has too few tiles of weights for all multiprocessors. From 33 rows on, two blocks in a cluster then share a tile: each
+// multiplies half of the rows, and copies half of the tile to both.
 
 #include <cuda_bf16.h>
 
@@ -17,11 +20,13 @@
 namespace {
 
 constexpr int GROUP = 4 * WARP, GROUP_OUTPUTS = 64;  // a warpgroup, and the outputs that it multiplies
-constexpr int ROWS_MAX = 64;
+constexpr int ROWS_MAX = 64, ROWS_MAX_SHARED = 128;
 constexpr int SLICE_INPUTS = LINE_BYTES, STEP_INPUTS = 32;
 constexpr int ROUNDING_THREADS = 256;
 // With more outputs, blocks of two warpgroups still give every multiprocessor work.
 constexpr int OUTPUTS_MANY = 8192;
+// Up to this many outputs, every multiprocessor has at most one block of a cluster of two.
+constexpr int OUTPUTS_FEW = 66 * GROUP_OUTPUTS;
 
 // The shared memory of a block: STAGES stages, each of SLICES slices of a tile of weights and a tile of rows.
 template <int ROWS, int GROUPS, int STAGES, int SLICES>
@@ -32,8 +37,9 @@ struct Stages {
   static constexpr int WEIGHTS_BYTES = OUTPUTS * LINE_BYTES, SLICE_BYTES = WEIGHTS_BYTES + ROWS * LINE_BYTES, BYTES = SLICES * SLICE_BYTES;
 };
 
-// ROWS is the number of rows that are copied, GROUPS of warpgroups, BLOCKS of blocks on a multiprocessor.
-template <int ROWS, int GROUPS, int STAGES, int SLICES, int BLOCKS, typename Out>
+// ROWS is the number of rows that a block copies, GROUPS of warpgroups, BLOCKS of blocks on a multiprocessor, and CLUSTER of blocks in a cluster, which have
+// the same outputs and different rows.
+template <int ROWS, int GROUPS, int STAGES, int SLICES, int BLOCKS, int CLUSTER, typename Out>
 __global__ void __launch_bounds__(GROUPS * GROUP + WARP, BLOCKS)
     few_products(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const float* output_scales,
                  const float* row_scales, Out* y, int rows, int outputs, int inputs) {
@@ -43,24 +49,23 @@ __global__ void __launch_bounds__(GROUPS * GROUP + WARP, BLOCKS)
   const uint32_t at = (shared_address(memory) + TILE_ALIGN - 1) / TILE_ALIGN * TILE_ALIGN;
   const uint32_t full = shared_address(barriers), empty = full + STAGES * sizeof(uint64_t);
   if (threadIdx.x < 2 * STAGES) {
-    initialise_for_copies(full + threadIdx.x * sizeof(uint64_t), threadIdx.x < STAGES ? 1 : GROUPS * GROUP / WARP);
+    initialise_for_copies(full + threadIdx.x * sizeof(uint64_t), threadIdx.x < STAGES ? 1 : CLUSTER * GROUPS * GROUP / WARP);
   }
-  __syncthreads();
+  synchronise<CLUSTER>();
+  const int in_cluster = blockIdx.x % CLUSTER, first_row = in_cluster * ROWS;
   // Slices past the last input are zero.
-  const int fills = (inputs + SLICES * SLICE_INPUTS - 1) / (SLICES * SLICE_INPUTS), first_output = blockIdx.x * Of::OUTPUTS;
+  const int fills = (inputs + SLICES * SLICE_INPUTS - 1) / (SLICES * SLICE_INPUTS), first_output = blockIdx.x / CLUSTER * Of::OUTPUTS;
 
   if (threadIdx.x >= GROUPS * GROUP) {
     if (threadIdx.x > GROUPS * GROUP) return;
-    const auto copy_tiles = [&](const CUtensorMap& matrix, int fill, int stage, int offset, int line) {
-#pragma unroll
-      for (int slice = 0; slice < SLICES; slice++) {
-        copy_tile(at + stage * Of::BYTES + slice * Of::SLICE_BYTES + offset, &matrix, (fill * SLICES + slice) * SLICE_INPUTS, line,
-                  full + stage * sizeof(uint64_t));
-      }
-    };
+    constexpr int SHARE = Of::OUTPUTS / CLUSTER;  // outputs whose weights this block copies to all of the cluster
     const auto copy_weights = [&](int fill, int stage) {
       expect(full + stage * sizeof(uint64_t), Of::BYTES);
-      copy_tiles(weights, fill, stage, 0, first_output);
+#pragma unroll
+      for (int slice = 0; slice < SLICES; slice++) {
+        const uint32_t to = at + stage * Of::BYTES + slice * Of::SLICE_BYTES + in_cluster * SHARE * LINE_BYTES;
+        copy_tile_to_all<CLUSTER>(to, &weights, (fill * SLICES + slice) * SLICE_INPUTS, first_output + in_cluster * SHARE, full + stage * sizeof(uint64_t));
+      }
     };
     for (int fill = 0; fill < min(STAGES, fills); fill++) copy_weights(fill, fill);
     after_previous(rows);
@@ -69,9 +74,14 @@ __global__ void __launch_bounds__(GROUPS * GROUP + WARP, BLOCKS)
         wait_for(empty + stage * sizeof(uint64_t), phase);
         copy_weights(fill, stage);
       }
-      copy_tiles(x, fill, stage, Of::WEIGHTS_BYTES, 0);
+#pragma unroll
+      for (int slice = 0; slice < SLICES; slice++) {
+        copy_tile(at + stage * Of::BYTES + slice * Of::SLICE_BYTES + Of::WEIGHTS_BYTES, &x, (fill * SLICES + slice) * SLICE_INPUTS, first_row,
+                  full + stage * sizeof(uint64_t));
+      }
       if (++stage == STAGES) stage = 0, phase ^= 1;
     }
+    leave<CLUSTER>();
     return;
   }
 
@@ -96,7 +106,7 @@ __global__ void __launch_bounds__(GROUPS * GROUP + WARP, BLOCKS)
     pin(products);
     if (slice % SLICES == SLICES - 1) {
       __syncwarp();
-      if (lane == 0) arrive(empty + finished_stage * sizeof(uint64_t));
+      if (lane < CLUSTER) arrive_at<CLUSTER>(empty + finished_stage * sizeof(uint64_t), lane);
       if (++finished_stage == STAGES) finished_stage = 0;
     }
 #pragma unroll
@@ -136,11 +146,12 @@ __global__ void __launch_bounds__(GROUPS * GROUP + WARP, BLOCKS)
     for (int tile = 0; tile < ROWS / 8; tile++) {
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const int row = 8 * tile + lane % 4 * 2 + i;
+        const int row = first_row + 8 * tile + lane % 4 * 2 + i;
         if (row < rows) store(y + static_cast<size_t>(row) * outputs + output, sums[4 * tile + 2 * half + i] * scale * row_scales[row]);
       }
     }
   }
+  leave<CLUSTER>();
 }
 
 // A block rounds a row.
@@ -157,11 +168,12 @@ __global__ void __launch_bounds__(ROUNDING_THREADS) round_rows(const bf16* x, ui
   }
   const float scale = row_scale(block_max(largest));
   if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+  const Divisor by(scale);
   uint2* to = codes + int64_t{blockIdx.x} * (inputs / VECTOR);
   for (int i = threadIdx.x; i < inputs / VECTOR; i += ROUNDING_THREADS) {
     const uint4 vector = own[i];
     const float2 a = pair(vector.x), b = pair(vector.y), c = pair(vector.z), d = pair(vector.w);
-    to[i] = {scaled_codes_of(a.x, a.y, b.x, b.y, scale), scaled_codes_of(c.x, c.y, d.x, d.y, scale)};
+    to[i] = {codes_of(a.x, a.y, b.x, b.y, by), codes_of(c.x, c.y, d.x, d.y, by)};
   }
 }
 
@@ -197,19 +209,19 @@ int describe_codes(CUtensorMap& map, const uint8_t* codes, int lines, int inputs
   return describe(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, codes, lines, inputs, 1, box_lines, SLICE_INPUTS);
 }
 
-template <int ROWS, int GROUPS, int STAGES, int SLICES, int BLOCKS, typename Out>
+template <int ROWS, int GROUPS, int STAGES, int SLICES, int BLOCKS, int CLUSTER, typename Out>
 int multiply(const Fp8Products& of, cudaStream_t stream) {
   using Of = Stages<ROWS, GROUPS, STAGES, SLICES>;
   constexpr int BYTES = TILE_ALIGN + STAGES * Of::BYTES;
   CUtensorMap weights, x;
-  if (const int error = describe_codes(weights, of.weights, of.outputs, of.inputs, Of::OUTPUTS)) return error;
+  if (const int error = describe_codes(weights, of.weights, of.outputs, of.inputs, Of::OUTPUTS / CLUSTER)) return error;
   // Copies that end outside of a matrix are slower, so the rows after the last one are copied too.
-  if (const int error = describe_codes(x, of.x, ROWS, of.inputs, ROWS)) return error;
-  const auto kernel = few_products<ROWS, GROUPS, STAGES, SLICES, BLOCKS, Out>;
+  if (const int error = describe_codes(x, of.x, CLUSTER * ROWS, of.inputs, ROWS)) return error;
+  const auto kernel = few_products<ROWS, GROUPS, STAGES, SLICES, BLOCKS, CLUSTER, Out>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   if (error != cudaSuccess) return error;
-  const int blocks = (of.outputs + Of::OUTPUTS - 1) / Of::OUTPUTS;
-  return launch(kernel, blocks, GROUPS * GROUP + WARP, BYTES, stream, weights, x, of.output_scales, of.row_scales, static_cast<Out*>(of.y), of.rows,
+  const int blocks = CLUSTER * ((of.outputs + Of::OUTPUTS - 1) / Of::OUTPUTS);
+  return launch_clusters(kernel, CLUSTER, blocks, GROUPS * GROUP + WARP, BYTES, stream, weights, x, of.output_scales, of.row_scales, static_cast<Out*>(of.y), of.rows,
                 of.outputs, of.inputs);
 }
 
@@ -217,10 +229,13 @@ int multiply(const Fp8Products& of, cudaStream_t stream) {
 template <typename Out>
 int of_size(const Fp8Products& of, cudaStream_t stream) {
   const bool many = of.outputs > OUTPUTS_MANY;
-  if (of.rows <= 8) return many ? multiply<8, 2, 6, 1, 2, Out>(of, stream) : multiply<8, 1, 11, 2, 1, Out>(of, stream);
-  if (of.rows <= 16) return many ? multiply<16, 2, 5, 1, 2, Out>(of, stream) : multiply<16, 1, 10, 2, 1, Out>(of, stream);
-  if (of.rows <= 32) return many ? multiply<32, 2, 5, 1, 2, Out>(of, stream) : multiply<32, 1, 8, 2, 1, Out>(of, stream);
-  return many ? multiply<64, 1, 6, 1, 2, Out>(of, stream) : multiply<64, 1, 6, 2, 1, Out>(of, stream);
+  if (of.rows <= 8) return many ? multiply<8, 2, 6, 1, 2, 1, Out>(of, stream) : multiply<8, 1, 11, 2, 1, 1, Out>(of, stream);
+  if (of.rows <= 16) return many ? multiply<16, 2, 5, 1, 2, 1, Out>(of, stream) : multiply<16, 1, 10, 2, 1, 1, Out>(of, stream);
+  if (of.rows <= 32) return many ? multiply<32, 2, 5, 1, 2, 1, Out>(of, stream) : multiply<32, 1, 8, 2, 1, 1, Out>(of, stream);
+  if (many) return multiply<64, 1, 6, 1, 2, 1, Out>(of, stream);
+  const bool few = of.outputs <= OUTPUTS_FEW;
+  if (of.rows <= 64) return few ? multiply<32, 1, 8, 2, 1, 2, Out>(of, stream) : multiply<32, 1, 8, 1, 2, 2, Out>(of, stream);
+  return few ? multiply<64, 1, 6, 2, 1, 2, Out>(of, stream) : multiply<64, 1, 6, 1, 2, 2, Out>(of, stream);
 }
 
 }  // namespace
@@ -235,15 +250,15 @@ int baton_round_rows(const RoundRows* arguments, cudaStream_t stream) {
   return launch(round_rows, rows, ROUNDING_THREADS, 0, stream, x, reinterpret_cast<uint2*>(codes), scales, inputs);
 }
 
-// The most rows of one call.
-int baton_fp8_products_max() { return ROWS_MAX; }
+// The most rows of one call, for a matrix with this many outputs.
+int baton_fp8_products_max(int outputs) { return outputs > OUTPUTS_MANY ? ROWS_MAX : ROWS_MAX_SHARED; }
 
 // y[rows][outputs] = x[rows][inputs] . weights[outputs][inputs]^T, with the scales of rows and outputs. y is f32 if `wide`, else bf16. `inputs` is a
-// multiple of 16, the codes are aligned to 16 bytes, and x has room for baton_fp8_products_max() rows.
+// multiple of 16, the codes are aligned to 16 bytes, and x has room for baton_fp8_products_max(outputs) rows.
 int baton_fp8_products(const Fp8Products* arguments, cudaStream_t stream) {
   const Fp8Products& of = *arguments;
   if (of.rows == 0) return cudaSuccess;
-  if (of.rows > ROWS_MAX || of.inputs % 16 != 0) return cudaErrorInvalidValue;
+  if (of.rows > baton_fp8_products_max(of.outputs) || of.inputs % 16 != 0) return cudaErrorInvalidValue;
   return of.wide ? of_size<float>(of, stream) : of_size<bf16>(of, stream);
 }
 

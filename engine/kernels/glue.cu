@@ -22,6 +22,8 @@ namespace {
 constexpr int VECTOR = 8;
 constexpr int WARP = 32;
 constexpr int BLOCK_MAX = 1024;
+// Of a block that rounds a long row, so that a multiprocessor has several.
+constexpr int ROUNDING_THREADS = 512;
 
 struct alignas(16) Vector {
   __nv_bfloat162 pairs[VECTOR / 2];
@@ -107,21 +109,23 @@ __device__ float largest_of(const Floats& floats) {
 // Rounds a row of a block to FP8. Each thread has PER_THREAD vectors of bf16 numbers; vector n of a thread is number n * blockDim.x + threadIdx.x of
 // the row's `count`.
 template <int PER_THREAD>
-__device__ void round_row(const Floats (&kept)[PER_THREAD], int count, uint8_t* codes, float* scales) {
+__device__ void round_row(const Vector (&kept)[PER_THREAD], int count, uint8_t* codes, float* scales) {
   float largest = 0.f;
 #pragma unroll
   for (int n = 0; n < PER_THREAD; n++) {
-    if (n * blockDim.x + threadIdx.x < count) largest = fmaxf(largest, largest_of(kept[n]));
+    if (n * blockDim.x + threadIdx.x < count) largest = fmaxf(largest, largest_of(widen(kept[n])));
   }
   const float scale = row_scale(block_max(largest));
   if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+  const Divisor by(scale);
 #pragma unroll
   for (int n = 0; n < PER_THREAD; n++) {
     const int i = n * blockDim.x + threadIdx.x;
     if (i >= count) break;
-    const float(&of)[VECTOR] = kept[n].at;
-    reinterpret_cast<uint2*>(codes)[int64_t{blockIdx.x} * count + i] = {scaled_codes_of(of[0], of[1], of[2], of[3], scale),
-                                                                        scaled_codes_of(of[4], of[5], of[6], of[7], scale)};
+    const Floats numbers = widen(kept[n]);
+    const float(&of)[VECTOR] = numbers.at;
+    reinterpret_cast<uint2*>(codes)[int64_t{blockIdx.x} * count + i] = {codes_of(of[0], of[1], of[2], of[3], by),
+                                                                        codes_of(of[4], of[5], of[6], of[7], by)};
   }
 }
 
@@ -160,6 +164,7 @@ __global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf1
     for (int k = 0; k < VECTOR; k++) squares += kept[n].at[k] * kept[n].at[k];
   }
   const float scale = 1.f / sqrtf(block_sum(squares) / hidden + epsilon);
+  Vector normed[PER_THREAD];
 #pragma unroll
   for (int n = 0; n < PER_THREAD; n++) {
     const int i = n * blockDim.x + threadIdx.x;
@@ -167,11 +172,10 @@ __global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf1
     const Floats factor = widen(factors[n]);
 #pragma unroll
     for (int k = 0; k < VECTOR; k++) kept[n].at[k] *= scale * factor.at[k];
-    const Vector normed = narrow(kept[n]);
-    if (codes == nullptr) vectors(out + row)[i] = normed;
-    kept[n] = widen(normed);
+    normed[n] = narrow(kept[n]);
+    if (codes == nullptr) vectors(out + row)[i] = normed[n];
   }
-  if (codes != nullptr) round_row(kept, count, codes, scales);
+  if (codes != nullptr) round_row(normed, count, codes, scales);
 }
 
 // The sum over the `width` neighbouring threads that hold one head, in each of them. All of them call it.
@@ -260,7 +264,7 @@ __device__ Vector silu_mul_vector(const bf16* gate_up, int64_t row, int feed, in
   Floats gate = widen(vectors(gate_up + row * 2 * feed)[i]);
   const Floats up = widen(vectors(gate_up + row * 2 * feed + feed)[i]);
 #pragma unroll
-  for (int k = 0; k < VECTOR; k++) gate.at[k] = gate.at[k] / (1.f + expf(-gate.at[k])) * up.at[k];
+  for (int k = 0; k < VECTOR; k++) gate.at[k] = __fdividef(gate.at[k], 1.f + __expf(-gate.at[k])) * up.at[k];
   return narrow(gate);
 }
 
@@ -273,13 +277,13 @@ __global__ void silu_mul(const bf16* gate_up, bf16* out, int feed) {
 
 // One block per row, which rounds it.
 template <int PER_THREAD>
-__global__ void __launch_bounds__(BLOCK_MAX) silu_mul_rounded(const bf16* gate_up, uint8_t* codes, float* scales, int feed) {
+__global__ void __launch_bounds__(ROUNDING_THREADS) silu_mul_rounded(const bf16* gate_up, uint8_t* codes, float* scales, int feed) {
   after_previous(gridDim.x);
-  Floats kept[PER_THREAD];
+  Vector kept[PER_THREAD];
 #pragma unroll
   for (int n = 0; n < PER_THREAD; n++) {
     const int i = n * blockDim.x + threadIdx.x;
-    if (i < feed / VECTOR) kept[n] = widen(silu_mul_vector(gate_up, blockIdx.x, feed, i));
+    if (i < feed / VECTOR) kept[n] = silu_mul_vector(gate_up, blockIdx.x, feed, i);
   }
   round_row(kept, feed / VECTOR, codes, scales);
 }
@@ -438,10 +442,11 @@ int baton_silu_mul(const SiluMul* arguments, cudaStream_t stream) {
   const auto [gate_up, out, codes, scales, rows, feed] = *arguments;
   if (rows == 0) return cudaSuccess;
   if (codes != nullptr) {
-    const int count = feed / VECTOR, block = block_for(count, BLOCK_MAX);
-    if (count <= BLOCK_MAX) return launch(silu_mul_rounded<1>, rows, block, 0, stream, gate_up, codes, scales, feed);
-    if (count <= 2 * BLOCK_MAX) return launch(silu_mul_rounded<2>, rows, block, 0, stream, gate_up, codes, scales, feed);
-    if (count <= 8 * BLOCK_MAX) return launch(silu_mul_rounded<8>, rows, block, 0, stream, gate_up, codes, scales, feed);
+    const int count = feed / VECTOR, block = block_for(count, ROUNDING_THREADS);
+    if (count <= ROUNDING_THREADS) return launch(silu_mul_rounded<1>, rows, block, 0, stream, gate_up, codes, scales, feed);
+    if (count <= 2 * ROUNDING_THREADS) return launch(silu_mul_rounded<2>, rows, block, 0, stream, gate_up, codes, scales, feed);
+    if (count <= 4 * ROUNDING_THREADS) return launch(silu_mul_rounded<4>, rows, block, 0, stream, gate_up, codes, scales, feed);
+    if (count <= 16 * ROUNDING_THREADS) return launch(silu_mul_rounded<16>, rows, block, 0, stream, gate_up, codes, scales, feed);
     return cudaErrorInvalidValue;
   }
   constexpr int BLOCK = 256;

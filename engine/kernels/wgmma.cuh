@@ -8,6 +8,8 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "stages.cuh"
+
 namespace {
 
 constexpr int LINE_BYTES = 128, TILE_ALIGN = 1024;
@@ -30,6 +32,38 @@ __device__ void copy_tile(uint32_t to, const CUtensorMap* matrix, int column, in
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(matrix),
       "r"(column), "r"(line), "r"(barrier)
       : "memory");
+}
+
+// Copies a box to the same place in all blocks of a cluster, and to the barrier of each. With one block as `copy_tile`.
+template <int CLUSTER>
+__device__ void copy_tile_to_all(uint32_t to, const CUtensorMap* matrix, int column, int line, uint32_t barrier) {
+  if constexpr (CLUSTER == 1) return copy_tile(to, matrix, column, line, barrier);
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(matrix), "r"(column), "r"(line), "r"(barrier), "h"(static_cast<uint16_t>((1 << CLUSTER) - 1))
+      : "memory");
+}
+
+// Arrives at the barrier of block `block` of the cluster.
+template <int CLUSTER>
+__device__ void arrive_at(uint32_t barrier, int block) {
+  if constexpr (CLUSTER == 1) return arrive(barrier);
+  asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+               "r"(block)
+               : "memory");
+}
+
+// Waits for all threads of the block, or of the cluster if it has several blocks.
+template <int CLUSTER>
+__device__ void synchronise() {
+  if constexpr (CLUSTER == 1) __syncthreads();
+  else asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// The end of a thread. A block of a cluster must not end while others copy to it or arrive at its barriers.
+template <int CLUSTER>
+__device__ void leave() {
+  if constexpr (CLUSTER > 1) asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
 }
 
 // How wgmma reads a tile: swizzled lines of 128 bytes, eight lines in 1,024 bytes. Adding 2 moves 32 bytes along the lines.

@@ -48,7 +48,7 @@ unsafe extern "C" {
     pub(super) safe fn baton_page_totals_bytes() -> u64;
     pub(super) safe fn baton_pages_max() -> i32;
     pub(super) safe fn baton_row_products_max(is_fp8: i32) -> i32;
-    pub(super) safe fn baton_fp8_products_max() -> i32;
+    pub(super) safe fn baton_fp8_products_max(outputs: i32) -> i32;
 }
 
 /// FlashInfer's kernels for one head size.

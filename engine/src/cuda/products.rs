@@ -51,8 +51,8 @@ impl Products {
         (output, output_rows): (Matrix, usize),
         rows: usize,
     ) -> Result<Self> {
-        let of_layer_rows = of_layer.iter().map(|matrix| (*matrix, rows_few(quantization), rows));
-        let of_output = (output, rows_few(Quantization::None), output_rows);
+        let of_layer_rows = of_layer.iter().map(|matrix| (*matrix, rows_few(quantization, matrix.outputs), rows));
+        let of_output = (output, rows_few(Quantization::None, output.outputs), output_rows);
         let all: Vec<_> = of_layer_rows.chain([of_output]).collect();
         let largest = |size: fn(&Matrix) -> usize| of_layer.iter().map(size).max().unwrap_or_default();
         let numbers = largest(|matrix| matrix.outputs * matrix.inputs);
@@ -117,7 +117,7 @@ impl Products {
             _ => x,
         };
         // With few rows a product is bound by reading the weights, and our kernels are faster than the library.
-        let few = weights.rows_few();
+        let few = weights.rows_few(matrix.outputs);
         if let Some(all) = self.gemm.rows(matrix, rows).filter(|_| rows > few) {
             return self.multiply_many(x, weights, y, (rows, all), matrix, stream);
         }
@@ -181,7 +181,7 @@ impl RoundedRows {
         Matrix { outputs, inputs, output, .. }: Matrix,
         stream: &Stream,
     ) -> Result<()> {
-        let (first, few) = (rows.start, weights.rows_few());
+        let (first, few) = (rows.start, weights.rows_few(outputs));
         let (weights, output_scales) = weights.addresses(outputs, inputs);
         let arguments = Fp8Products {
             weights: weights.cast(),

@@ -29,12 +29,12 @@ pub(super) struct RoundedMatrix {
     scales: Buffer,
 }
 
-/// The most rows that one call of our kernel for matrices with this rounding multiplies.
-pub(super) fn rows_few(quantization: Quantization) -> usize {
+/// The most rows that one call of our kernel multiplies with a matrix of `outputs` outputs and this rounding.
+pub(super) fn rows_few(quantization: Quantization, outputs: usize) -> usize {
     let rows = match quantization {
         Quantization::None => baton_row_products_max(0),
         Quantization::Fp8Weights => baton_row_products_max(1),
-        Quantization::Fp8 => baton_fp8_products_max(),
+        Quantization::Fp8 => baton_fp8_products_max(outputs as i32),
     };
     rows as usize
 }
@@ -48,13 +48,14 @@ impl StoredMatrix {
         }
     }
 
-    /// The most rows that one call of our kernel for these weights multiplies.
-    pub(super) fn rows_few(&self) -> usize {
-        rows_few(match self {
+    /// The most rows that one call of our kernel multiplies with these weights of `outputs` outputs.
+    pub(super) fn rows_few(&self, outputs: usize) -> usize {
+        let quantization = match self {
             Self::Bf16(_) => Quantization::None,
             Self::Fp8Weights(_) => Quantization::Fp8Weights,
             Self::Fp8(_) => Quantization::Fp8,
-        })
+        };
+        rows_few(quantization, outputs)
     }
 
     /// The addresses of the weights and, in FP8, of the scales of their outputs.
