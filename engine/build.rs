@@ -36,11 +36,15 @@ mod cuda {
     const FLASH_128: &[&str] = &["-use_fast_math", "-DBATON_HEAD_DIM=128"];
 
     /// Slowest first. Only the FlashInfer units use `-use_fast_math`, which FlashInfer is tuned with. Our own kernels
-    /// need exact rounding.
+    /// need exact rounding, and name each function that approximates.
     const UNITS: [Unit; 11] = [
         Unit { source: "fa3.cu", flags: FLASH_128, headers: &["attention.cuh"] },
         Unit { source: "fa3.cu", flags: FLASH_64, headers: &["attention.cuh"] },
-        Unit { source: "decode.cu", flags: &[], headers: &["decode_tiles.cuh", "launch.cuh", "stages.cuh", "wgmma.cuh"] },
+        Unit {
+            source: "decode.cu",
+            flags: &[],
+            headers: &["decode_tiles.cuh", "launch.cuh", "stages.cuh", "wgmma.cuh"],
+        },
         Unit { source: "glue.cu", flags: &[], headers: &["kv.cuh", "launch.cuh", "rounding.cuh"] },
         Unit { source: "row_products.cu", flags: &[], headers: &["fp8.cuh", "launch.cuh", "stages.cuh"] },
         Unit {

@@ -2,7 +2,7 @@
 // sequence.
 //
 // A context is divided into pieces, whose length depends only on the context, so a row's rounding does not depend on the other rows. A block
-// processes several items, a piece and a KV head each, in sequence. Its warps work ahead of each other:
+// processes several items, a piece and a KV head each, in sequence. Its warps work at different points of this sequence:
 // - One warp copies tiles of keys and values to a ring of stages.
 // - Four warps compute. Each takes a quarter of the positions of every tile and keeps its own maxima, sums and outputs. At the end of an item they leave
 //   these states in shared memory and go on.
@@ -67,6 +67,7 @@ __device__ void copy_bytes(uint32_t to, const void* from, uint32_t bytes, uint32
                "r"(barrier)
                : "memory");
 }
+
 // A piece of a row's context, for some heads that share a KV head.
 struct Piece {
   int index;  // among the pieces of all rows; -1 stands for the end of a block's work
@@ -91,7 +92,7 @@ struct TileOf {
 // The number of parts of a KV head's query heads.
 __host__ __device__ int parts_of_group(const DecodeRun& of) { return (of.heads / of.kv_heads + COLUMNS - 1) / COLUMNS; }
 
-// Piece number `item / parts`, of the heads that `item % parts` stands for. If there is no such piece, there are no later ones.
+// Item number `item`: a piece, and up to eight heads of a KV head. Its index is -1 after the last item.
 __device__ Found find(const DecodeRun& of, int item) {
   const int group = of.heads / of.kv_heads, of_group = parts_of_group(of), parts = of.kv_heads * of_group;
   const int index = item / parts, part = item % parts;
@@ -114,7 +115,7 @@ __device__ Found find(const DecodeRun& of, int item) {
 struct Softmax {
   float most[2], total[2];
 
-  // Takes positions of the two heads: makes weights of the products, and gives the factors of earlier outputs.
+  // Adds the products of more positions. Replaces them by weights, and returns the factors of earlier outputs.
   template <int STEPS>
   __device__ void take(float (&sums)[STEPS][4], float (&factors)[2], float scale) {
 #pragma unroll
@@ -137,25 +138,27 @@ struct Softmax {
   }
 };
 
-// The states of the computing warps at the end of an item, of at most HEADS heads. If they do not fit, they are some of the dimensions at a time.
+// The states of the computing warps at the end of an item, of at most HEADS heads. The outputs of 8 heads of 128 dimensions do not fit, so the warps hand
+// over 64 dimensions in each of two rounds.
 template <int DIMS, int HEADS>
 struct States {
-  static constexpr int SOME = STATE_FLOATS / HEADS < DIMS ? STATE_FLOATS / HEADS : DIMS;  // dimensions at a time
-  float out[WARPS][SOME][HEADS];
+  static constexpr int ROUND_DIMS = STATE_FLOATS / HEADS < DIMS ? STATE_FLOATS / HEADS : DIMS;
+  float out[WARPS][ROUND_DIMS][HEADS];
   float maxima[WARPS][HEADS], totals[WARPS][HEADS];
   Piece piece;
 };
 
-// What the joining warp does: joins the states of each item when all computing warps have `left` theirs, and says when they may be overwritten.
+// What the joining warp does. It joins the states of each item: waits at `states_full` until all computing warps have written theirs, and arrives at
+// `states_empty` when it has read them.
 template <int DIMS, int HEADS>
-__device__ void join(const DecodeRun& of, const States<DIMS, HEADS>& states, uint32_t left, uint32_t taken) {
+__device__ void join(const DecodeRun& of, const States<DIMS, HEADS>& states, uint32_t states_full, uint32_t states_empty) {
   using Of = States<DIMS, HEADS>;
   const int lane = threadIdx.x % WARP;
   for (int phase = 0;;) {
     Piece piece;
     float largest, total;
-    for (int first_dim = 0; first_dim < DIMS; first_dim += Of::SOME) {
-      wait_for(left, phase);
+    for (int first_dim = 0; first_dim < DIMS; first_dim += Of::ROUND_DIMS) {
+      wait_for(states_full, phase);
       phase ^= 1;
       piece = states.piece;
       if (piece.index < 0) return;
@@ -173,7 +176,7 @@ __device__ void join(const DecodeRun& of, const States<DIMS, HEADS>& states, uin
       const int64_t place = static_cast<int64_t>(piece.is_alone ? piece.row : piece.index) * of.heads + piece.first_head;
       bf16* to = (piece.is_alone ? of.out : of.partial_out) + place * DIMS + first_dim;
 #pragma unroll
-      for (int dim = lane; dim < Of::SOME; dim += WARP) {
+      for (int dim = lane; dim < Of::ROUND_DIMS; dim += WARP) {
         float numbers[HEADS] = {};
 #pragma unroll
         for (int warp = 0; warp < WARPS; warp++) {
@@ -187,13 +190,13 @@ __device__ void join(const DecodeRun& of, const States<DIMS, HEADS>& states, uin
       }
       if (first_dim == 0 && !piece.is_alone && lane < piece.heads) of.partial_sums[place + lane] = largest + log2f(total);
       __syncwarp();
-      if (lane == 0) arrive(taken);
+      if (lane == 0) arrive(states_empty);
     }
   }
 }
 
-// The item of a lane, as all lanes have it.
-__device__ Found of_lane(const Found& found, int lane) {
+// Broadcasts the item that lane `lane` has found.
+__device__ Found broadcast(const Found& found, int lane) {
   const auto from = [lane](int number) { return __shfl_sync(~0u, number, lane); };
   const Piece& piece = found.piece;
   return {{from(piece.index), from(piece.row), from(piece.first_head), from(piece.heads), from(piece.is_alone) != 0},
@@ -216,35 +219,35 @@ struct Copier {
   int stage = 0, phase = 1;
   Found ahead;  // a lane has one of the next 32 items
 
-  // Where 32 boxes of an item begin. A lane has one of them.
-  struct Boxes {
+  // Where a box begins. Each lane has one of 32.
+  struct BoxStart {
     int page, position;  // the position is in the page
   };
 
-  // The block's item number `item`. They are looked up in sequence.
+  // The block's item number `item`. The caller asks for items 0, 1, 2 and so on.
   __device__ Found item(int item) {
     if (item % WARP == 0) ahead = find(of, blockIdx.x + (item + lane) * gridDim.x);
-    return of_lane(ahead, item % WARP);
+    return broadcast(ahead, item % WARP);
   }
 
   // Looks up the 32 boxes from position `from` of the item on.
-  __device__ Boxes look_up(const Found& found, int from) const {
+  __device__ BoxStart look_up(const Found& found, int from) const {
     const int token = from + lane * box_tokens, position = found.first + token, index = position / of.page_tokens;
     const bool is_there = found.piece.index >= 0 && token < found.tokens;
     return {is_there ? of.kv_pages[found.first_page + index] : 0, position - index * of.page_tokens};
   }
 
-  // Copies an item, whose first boxes are `places`.
-  __device__ void copy_item(const Found& found, Boxes places) {
+  // Copies an item, whose first 32 boxes have these starts.
+  __device__ void copy_item(const Found& found, BoxStart starts) {
     const Piece& piece = found.piece;
     // A lane copies a box of keys or values.
     const int boxes = Tile::TOKENS / box_tokens, box = lane / 2 % boxes, is_value = lane % 2;
     const int64_t first_line = of.layer_lines + found.kv_head * of.head_lines + is_value * of.page_tokens;
     for (int tile = 0; tile < found.tokens; tile += Tile::TOKENS) {
       const int index = tile / Tile::TOKENS * boxes % WARP;
-      if (index == 0 && tile > 0) places = look_up(found, tile);
-      const int64_t of_page = __shfl_sync(~0u, places.page, index + box) * of.page_lines;
-      const int line = static_cast<int>(of_page + first_line) + __shfl_sync(~0u, places.position, index + box);
+      if (index == 0 && tile > 0) starts = look_up(found, tile);
+      const int64_t of_page = __shfl_sync(~0u, starts.page, index + box) * of.page_lines;
+      const int line = static_cast<int>(of_page + first_line) + __shfl_sync(~0u, starts.position, index + box);
       const uint32_t to = at + stage * Tile::BYTES + is_value * Tile::KEYS_BYTES + box * box_tokens * Tile::LINE;
       const uint32_t barrier = full + stage * sizeof(uint64_t);
       wait_for(empty + stage * sizeof(uint64_t), phase);
@@ -270,14 +273,14 @@ struct Copier {
   __device__ void copy_items() {
     int number = 0;
     Found found = item(number);
-    Boxes places = look_up(found, 0);
+    BoxStart starts = look_up(found, 0);
     after_previous(of.rows);
     while (found.piece.index >= 0) {
       // These loads run while the item before is copied.
       const Found next = item(++number);
-      const Boxes next_places = look_up(next, 0);
-      copy_item(found, places);
-      found = next, places = next_places;
+      const BoxStart next_starts = look_up(next, 0);
+      copy_item(found, starts);
+      found = next, starts = next_starts;
     }
     wait_for(empty + stage * sizeof(uint64_t), phase);
     if (lane == 0) {
@@ -298,21 +301,21 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend(const __grid_constant_
   __shared__ __align__(16) States<DIMS, HEADS> states;
   __shared__ TileOf tiles[STAGES];
   const uint32_t at = (shared_address(memory) + TILE_ALIGN - 1) / TILE_ALIGN * TILE_ALIGN;
-  const uint32_t full = shared_address(barriers), empty = full + STAGES * sizeof(uint64_t), left = empty + STAGES * sizeof(uint64_t),
-                 taken = left + sizeof(uint64_t);
+  const uint32_t full = shared_address(barriers), empty = full + STAGES * sizeof(uint64_t), states_full = empty + STAGES * sizeof(uint64_t),
+                 states_empty = states_full + sizeof(uint64_t);
   if (threadIdx.x < 2 * STAGES + 2) {
-    const bool is_of_one = threadIdx.x < STAGES || threadIdx.x == 2 * STAGES + 1;
-    initialise_for_copies(full + threadIdx.x * sizeof(uint64_t), is_of_one ? 1 : WARPS);
+    const int arrivals = threadIdx.x < STAGES || threadIdx.x == 2 * STAGES + 1 ? 1 : WARPS;
+    initialise_for_copies(full + threadIdx.x * sizeof(uint64_t), arrivals);
   }
   __syncthreads();
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   if (warp == COPYING) return Copier<Numbers, DIMS, STAGES, HEADS>{pool, of, box_tokens, at, full, empty, tiles, queries_of}.copy_items();
   after_previous(of.rows);
-  if (warp == JOINING) return join(of, states, left, taken);
+  if (warp == JOINING) return join(of, states, states_full, states_empty);
 
   const int column = lane % 4 * 2;  // the thread has the heads `column` and `column + 1` of products
   const int first = warp * Tile::WARP_TOKENS;
-  int stage = 0, phase = 0, taken_phase = 1;
+  int stage = 0, phase = 0, empty_phase = 1;
   uint32_t queries[STEPS][2];
   float out[STEPS][4];
   Softmax softmax;
@@ -369,18 +372,18 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend(const __grid_constant_
     if (++stage == STAGES) stage = 0, phase ^= 1;
     if (!is_last) continue;
 
-    constexpr int SOME = States<DIMS, HEADS>::SOME;
+    constexpr int ROUND_DIMS = States<DIMS, HEADS>::ROUND_DIMS;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       for (int offset = 4; offset < WARP; offset *= 2) softmax.total[i] += __shfl_xor_sync(~0u, softmax.total[i], offset);
     }
 #pragma unroll
-    for (int first_dim = 0; first_dim < DIMS; first_dim += SOME) {
-      wait_for(taken, taken_phase);
-      taken_phase ^= 1;
+    for (int first_dim = 0; first_dim < DIMS; first_dim += ROUND_DIMS) {
+      wait_for(states_empty, empty_phase);
+      empty_phase ^= 1;
       if (column < HEADS) {
 #pragma unroll
-        for (int i = 0; i < SOME / 8; i++) {
+        for (int i = 0; i < ROUND_DIMS / 8; i++) {
           const int dim = i / 2 * STEP + Numbers::dim_of(lane / 4 + i % 2 * 8);
           const float(&from)[4] = out[first_dim / STEP + i / 2];
           *reinterpret_cast<float2*>(&states.out[warp][dim][column]) = {from[i % 2 * 2], from[i % 2 * 2 + 1]};
@@ -392,13 +395,13 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend(const __grid_constant_
       }
       if (threadIdx.x == 0) states.piece = piece;
       __syncwarp();
-      if (lane == 0) arrive(left);
+      if (lane == 0) arrive(states_full);
     }
   }
-  wait_for(taken, taken_phase);
+  wait_for(states_empty, empty_phase);
   if (threadIdx.x == 0) states.piece.index = -1;
   __syncwarp();
-  if (lane == 0) arrive(left);
+  if (lane == 0) arrive(states_full);
 }
 
 // A warp joins the pieces of a row's head.
@@ -442,6 +445,7 @@ template <typename Numbers, int DIMS, int STAGES, int HEADS>
 int run(const DecodeRun& of, cudaStream_t stream) {
   using Tile = TileLayout<Numbers, DIMS>;
   constexpr int BYTES = TILE_ALIGN + STAGES * Tile::BYTES;
+  // 16: the barriers of a stage. 128: the other barriers and padding. 1,024: what the system reserves for a block.
   static_assert(BLOCKS * (BYTES + STAGES * (HEADS * DIMS * sizeof(bf16) + sizeof(TileOf) + 16) + sizeof(States<DIMS, HEADS>) + 128 + 1024) <= 228 * 1024);
   int box_tokens = Tile::TOKENS;
   while (of.page_tokens % box_tokens != 0) box_tokens /= 2;

@@ -1,7 +1,7 @@
 // Tiles of keys and values in shared memory, in bf16 or e4m3, and their products, for `decode.cu`.
 //
-// Products have positions or dimensions as rows and up to eight heads that share the KV head as columns. More heads are several parts, which read
-// the same keys and values.
+// Products have positions or dimensions as rows and up to eight heads that share the KV head as columns. A group of more
+// than eight heads is divided into parts, each of which reads the keys and values.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -20,12 +20,12 @@
 namespace {
 
 constexpr int GROUP = 4 * WARP, GROUP_OUTPUTS = 64;  // a warpgroup, and the outputs that it multiplies
-constexpr int ROWS_MAX = 64, ROWS_MAX_SHARED = 128;
+constexpr int ROWS_MAX = 64, ROWS_MAX_CLUSTER = 128;
 constexpr int SLICE_INPUTS = LINE_BYTES, STEP_INPUTS = 32;
 constexpr int ROUNDING_THREADS = 256;
 // With more outputs, blocks of two warpgroups still give every multiprocessor work.
 constexpr int OUTPUTS_MANY = 8192;
-// Up to this many outputs, every multiprocessor has at most one block of a cluster of two.
+// Up to this many outputs, the clusters of two blocks fit on an H200's 132 multiprocessors, one block on each.
 constexpr int OUTPUTS_FEW = 66 * GROUP_OUTPUTS;
 
 // The shared memory of a block: STAGES stages, each of SLICES slices of a tile of weights and a tile of rows.
@@ -37,8 +37,8 @@ struct Stages {
   static constexpr int WEIGHTS_BYTES = OUTPUTS * LINE_BYTES, SLICE_BYTES = WEIGHTS_BYTES + ROWS * LINE_BYTES, BYTES = SLICES * SLICE_BYTES;
 };
 
-// ROWS is the number of rows that a block copies, GROUPS of warpgroups, BLOCKS of blocks on a multiprocessor, and CLUSTER of blocks in a cluster, which have
-// the same outputs and different rows.
+// A block multiplies ROWS rows and has GROUPS warpgroups. A multiprocessor has BLOCKS blocks. CLUSTER blocks are a cluster: they have the same outputs
+// and different rows.
 template <int ROWS, int GROUPS, int STAGES, int SLICES, int BLOCKS, int CLUSTER, typename Out>
 __global__ void __launch_bounds__(GROUPS * GROUP + WARP, BLOCKS)
     few_products(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap x, const float* output_scales,
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(ROUNDING_THREADS) round_rows(const bf16* x, ui
   for (int i = threadIdx.x; i < inputs / VECTOR; i += ROUNDING_THREADS) {
     const uint4 vector = own[i];
     const float2 a = pair(vector.x), b = pair(vector.y), c = pair(vector.z), d = pair(vector.w);
-    to[i] = {codes_of(a.x, a.y, b.x, b.y, by), codes_of(c.x, c.y, d.x, d.y, by)};
+    to[i] = {divided_codes_of(a.x, a.y, b.x, b.y, by), divided_codes_of(c.x, c.y, d.x, d.y, by)};
   }
 }
 
@@ -221,8 +221,8 @@ int multiply(const Fp8Products& of, cudaStream_t stream) {
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   if (error != cudaSuccess) return error;
   const int blocks = CLUSTER * ((of.outputs + Of::OUTPUTS - 1) / Of::OUTPUTS);
-  return launch_clusters(kernel, CLUSTER, blocks, GROUPS * GROUP + WARP, BYTES, stream, weights, x, of.output_scales, of.row_scales, static_cast<Out*>(of.y), of.rows,
-                of.outputs, of.inputs);
+  return launch_clusters(kernel, CLUSTER, blocks, GROUPS * GROUP + WARP, BYTES, stream, weights, x, of.output_scales, of.row_scales,
+                         static_cast<Out*>(of.y), of.rows, of.outputs, of.inputs);
 }
 
 // The sizes were measured with Llama-3.1-8B on an H200.
@@ -251,7 +251,7 @@ int baton_round_rows(const RoundRows* arguments, cudaStream_t stream) {
 }
 
 // The most rows of one call, for a matrix with this many outputs.
-int baton_fp8_products_max(int outputs) { return outputs > OUTPUTS_MANY ? ROWS_MAX : ROWS_MAX_SHARED; }
+int baton_fp8_products_max(int outputs) { return outputs > OUTPUTS_MANY ? ROWS_MAX : ROWS_MAX_CLUSTER; }
 
 // y[rows][outputs] = x[rows][inputs] . weights[outputs][inputs]^T, with the scales of rows and outputs. y is f32 if `wide`, else bf16. `inputs` is a
 // multiple of 16, the codes are aligned to 16 bytes, and x has room for baton_fp8_products_max(outputs) rows.

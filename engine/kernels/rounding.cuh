@@ -16,11 +16,12 @@ __device__ float row_scale(float largest) {
   return scale == 0.f ? 1.f : scale;
 }
 
-// Divides by a scale as `/` does, but in three operations: multiplies by the inverse, and corrects the result by the remainder.
+// Divides by a scale in three operations: multiplies by the inverse, and corrects the result by the remainder. The result is that of `/` for rows
+// whose largest magnitude is at least 1e-35. Smaller rows become smaller.
 struct Divisor {
   float scale, inverse;
 
-  // The inverse stays finite for a row of numbers below 1e-36.
+  // Without the limit, the inverse of a scale below 3e-39 is infinite, and zeros become NaN.
   __device__ explicit Divisor(float scale) : scale(scale), inverse(fminf(1.f / scale, FLT_MAX)) {}
   __device__ float divide(float number) const {
     const float quotient = number * inverse;
@@ -29,7 +30,7 @@ struct Divisor {
 };
 
 // The codes of four numbers, which are divided first.
-__device__ uint32_t codes_of(float a, float b, float c, float d, const Divisor& by) {
+__device__ uint32_t divided_codes_of(float a, float b, float c, float d, const Divisor& by) {
   const uint32_t low = __nv_cvt_float2_to_fp8x2({by.divide(a), by.divide(b)}, __NV_SATFINITE, __NV_E4M3);
   const uint32_t high = __nv_cvt_float2_to_fp8x2({by.divide(c), by.divide(d)}, __NV_SATFINITE, __NV_E4M3);
   return low | high << 16;

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int LINE_BYTES = 128, TILE_ALIGN = 1024;
 
-// Initialises a barrier that copies of tiles arrive at. The caller's block synchronises after it.
+// Initialises a barrier that copies of tiles arrive at. The caller's block, or its cluster, synchronises after it.
 __device__ void initialise_for_copies(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
   // Copies see the barrier through another proxy.
@@ -34,33 +34,43 @@ __device__ void copy_tile(uint32_t to, const CUtensorMap* matrix, int column, in
       : "memory");
 }
 
-// Copies a box to the same place in all blocks of a cluster, and to the barrier of each. With one block as `copy_tile`.
+// Copies a box to the same place in all blocks of a cluster, and to the barrier of each. In a cluster of one block it is `copy_tile`.
 template <int CLUSTER>
 __device__ void copy_tile_to_all(uint32_t to, const CUtensorMap* matrix, int column, int line, uint32_t barrier) {
-  if constexpr (CLUSTER == 1) return copy_tile(to, matrix, column, line, barrier);
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-      "l"(matrix), "r"(column), "r"(line), "r"(barrier), "h"(static_cast<uint16_t>((1 << CLUSTER) - 1))
-      : "memory");
+  if constexpr (CLUSTER == 1) {
+    copy_tile(to, matrix, column, line, barrier);
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+        "l"(matrix), "r"(column), "r"(line), "r"(barrier), "h"(static_cast<uint16_t>((1 << CLUSTER) - 1))
+        : "memory");
+  }
 }
 
 // Arrives at the barrier of block `block` of the cluster.
 template <int CLUSTER>
 __device__ void arrive_at(uint32_t barrier, int block) {
-  if constexpr (CLUSTER == 1) return arrive(barrier);
-  asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-               "r"(block)
-               : "memory");
+  if constexpr (CLUSTER == 1) {
+    arrive(barrier);
+  } else {
+    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+                 "r"(block)
+                 : "memory");
+  }
 }
 
 // Waits for all threads of the block, or of the cluster if it has several blocks.
 template <int CLUSTER>
 __device__ void synchronise() {
-  if constexpr (CLUSTER == 1) __syncthreads();
-  else asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  if constexpr (CLUSTER == 1) {
+    __syncthreads();
+  } else {
+    asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
+  }
 }
 
-// The end of a thread. A block of a cluster must not end while others copy to it or arrive at its barriers.
+// Waits for all threads of the cluster that have not returned. It is a thread's last call: a block must not end while others copy to it or arrive at its
+// barriers.
 template <int CLUSTER>
 __device__ void leave() {
   if constexpr (CLUSTER > 1) asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");

@@ -51,12 +51,16 @@ impl Products {
         (output, output_rows): (Matrix, usize),
         rows: usize,
     ) -> Result<Self> {
-        let of_layer_rows = of_layer.iter().map(|matrix| (*matrix, rows_few(quantization, matrix.outputs), rows));
+        let of_layer_rows =
+            of_layer.iter().map(|matrix| (*matrix, rows_few(quantization, matrix.outputs), rows));
         let of_output = (output, rows_few(Quantization::None, output.outputs), output_rows);
         let all: Vec<_> = of_layer_rows.chain([of_output]).collect();
         let largest = |size: fn(&Matrix) -> usize| of_layer.iter().map(size).max().unwrap_or_default();
         let numbers = largest(|matrix| matrix.outputs * matrix.inputs);
-        let (rows, inputs) = (rows + ROWS_SPARE, largest(|matrix| matrix.inputs));
+        // Our kernel also reads the rows after the last one, up to the maximum of a call.
+        let few =
+            of_layer.iter().map(|matrix| rows_few(quantization, matrix.outputs)).max().unwrap_or_default();
+        let (rows, inputs) = (rows + few.max(ROWS_SPARE), largest(|matrix| matrix.inputs));
         let dequantised = || Buffer::new(device, numbers * size_of::<bf16>());
         let rounded = || {
             let codes = Buffer::zeroed(device, rows * inputs)?;
