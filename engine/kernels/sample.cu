@@ -72,10 +72,15 @@ struct Sums {
 __device__ Sums operator+(Sums a, Sums b) { return {a.count + b.count, a.units + b.units}; }
 __device__ Sums operator-(Sums a, Sums b) { return {a.count - b.count, a.units - b.units}; }
 
+// Units have 45 bits. Their sums are in three parts of 32 bits, because shared memory adds only 32 bits at once.
+constexpr int PARTS = 3;
+constexpr int PART_BITS = 15;
+static_assert((uint64_t{IDS_MAX} << PART_BITS) <= uint64_t{1} << 32);
+
 // Tokens and units by the values of one digit. There are two histograms: while other blocks read one, the next is computed.
 struct Histogram {
   uint32_t count[THREADS];
-  unsigned long long units[THREADS];
+  uint32_t units[PARTS][THREADS];
 };
 
 struct Shared {
@@ -180,14 +185,17 @@ struct Row {
   __device__ Sums list(uint32_t leading, int shift) {
     Histogram& mine = shared.histograms[lists % 2];
     mine.count[threadIdx.x] = 0;
-    mine.units[threadIdx.x] = 0;
+    for (int part = 0; part < PARTS; part++) mine.units[part][threadIdx.x] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < ids; i += THREADS) {
       const uint32_t bits = __float_as_uint(weights[i]);
       if (bits == 0 || bits >> shift >> DIGIT_BITS != leading) continue;
       const uint32_t digit = bits >> shift & (THREADS - 1);
       atomicAdd(&mine.count[digit], 1);
-      atomicAdd(&mine.units[digit], static_cast<unsigned long long>(units(weights[i])));
+      const uint64_t all = units(weights[i]);
+      for (int part = 0; part < PARTS; part++) {
+        atomicAdd(&mine.units[part][digit], static_cast<uint32_t>(all >> part * PART_BITS) & ((1u << PART_BITS) - 1));
+      }
     }
     // The histogram after the next one reuses this memory. By then all blocks have passed the next `sync`, so they have read
     // this one.
@@ -196,7 +204,8 @@ struct Row {
     Sums sum = {0, 0};
     for (int block = 0; block < BLOCKS; block++) {
       const Histogram* of_block = cluster.map_shared_rank(&mine, block);
-      sum = sum + Sums{of_block->count[digit], of_block->units[digit]};
+      sum.count += of_block->count[digit];
+      for (int part = 0; part < PARTS; part++) sum.units += uint64_t{of_block->units[part][digit]} << part * PART_BITS;
     }
     lists++;
     return sum;

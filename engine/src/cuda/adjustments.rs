@@ -75,7 +75,7 @@ impl Adjustments {
         if host[turn].count() < length {
             host[turn] = Pinned::new(device, length.next_power_of_two())?;
         }
-        if words.bytes() < length * size_of::<u32>() {
+        if words.bytes() < size_of_val(lists.words()) {
             // The driver waits for kernels that use the old memory.
             *words = Buffer::new(device, length.next_power_of_two() * size_of::<u32>())?;
         }
