@@ -37,7 +37,7 @@ mod cuda {
 
     /// Slowest first. Only the FlashInfer units use `-use_fast_math`, which FlashInfer is tuned with. Our own kernels
     /// need exact rounding, and name each function that approximates.
-    const UNITS: [Unit; 11] = [
+    const UNITS: [Unit; 12] = [
         Unit { source: "fa3.cu", flags: FLASH_128, headers: &["attention.cuh"] },
         Unit { source: "fa3.cu", flags: FLASH_64, headers: &["attention.cuh"] },
         Unit {
@@ -54,7 +54,8 @@ mod cuda {
         },
         Unit { source: "fp8.cu", flags: &[], headers: &["fp8.cuh", "launch.cuh"] },
         Unit { source: "kv.cu", flags: &[], headers: &["kv.cuh"] },
-        Unit { source: "sample.cu", flags: &[], headers: &["launch.cuh", "rank.cuh"] },
+        Unit { source: "sample.cu", flags: &[], headers: &["counts.cuh", "launch.cuh", "rank.cuh"] },
+        Unit { source: "counts.cu", flags: &[], headers: &["counts.cuh", "launch.cuh"] },
         Unit { source: "score.cu", flags: &[], headers: &["launch.cuh", "rank.cuh"] },
         Unit { source: "page_hash.cu", flags: &[], headers: &[] },
     ];

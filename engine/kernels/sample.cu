@@ -1,5 +1,5 @@
 // Samples the next token of each row, bit for bit as `engine/src/sampling.rs` defines it: the largest logit, or a draw among the
-// most probable tokens.
+// most probable tokens, after the row's biases and penalties. The logits in memory stay as they are.
 //
 // A cluster of eight blocks computes a row. Each block has an eighth of the vocabulary. It reads the logits once and keeps their
 // weights in shared memory until the draw. The weight at which `top_k` or `top_p` cuts off is found by a radix search: blocks
@@ -10,10 +10,27 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "counts.cuh"
 #include "launch.cuh"
 #include "rank.cuh"
 
 namespace cg = cooperative_groups;
+
+// The arguments. `engine/src/gpu/arguments.rs` declares the same struct, and a test there compares the two.
+struct SampleRows {
+  const float* logits;
+  const void* settings;
+  const int32_t* mask_of;
+  const uint32_t* masks;
+  const int32_t* place_of;
+  const int32_t* bias_starts;
+  const uint32_t* biases;
+  uint16_t* counts;
+  int32_t* out;
+  int32_t rows;
+  int32_t vocabulary;
+};
+static_assert(sizeof(SampleRows) == 80);
 
 namespace {
 
@@ -36,9 +53,15 @@ struct Settings {
   uint32_t top_k;
   uint32_t seed[2];  // the lower half first
   uint32_t position;
-  uint32_t nothing;
+  float repetition;
+  float presence;
+  float frequency;
+  uint32_t nothing[2];
 };
-static_assert(sizeof(Settings) == 8 * sizeof(uint32_t));
+static_assert(sizeof(Settings) == 12 * sizeof(uint32_t));
+
+// The entry of `mask_of` of a row that is not sampled.
+constexpr int32_t LATE = -2;
 
 // A number of tokens, and the sum of their units.
 struct Sums {
@@ -49,10 +72,15 @@ struct Sums {
 __device__ Sums operator+(Sums a, Sums b) { return {a.count + b.count, a.units + b.units}; }
 __device__ Sums operator-(Sums a, Sums b) { return {a.count - b.count, a.units - b.units}; }
 
+// Units have 45 bits. Their sums are in three parts of 32 bits, because shared memory adds only 32 bits at once.
+constexpr int PARTS = 3;
+constexpr int PART_BITS = 15;
+static_assert((uint64_t{IDS_MAX} << PART_BITS) <= uint64_t{1} << 32);
+
 // Tokens and units by the values of one digit. There are two histograms: while other blocks read one, the next is computed.
 struct Histogram {
   uint32_t count[THREADS];
-  unsigned long long units[THREADS];
+  uint32_t units[PARTS][THREADS];
 };
 
 struct Shared {
@@ -157,14 +185,17 @@ struct Row {
   __device__ Sums list(uint32_t leading, int shift) {
     Histogram& mine = shared.histograms[lists % 2];
     mine.count[threadIdx.x] = 0;
-    mine.units[threadIdx.x] = 0;
+    for (int part = 0; part < PARTS; part++) mine.units[part][threadIdx.x] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < ids; i += THREADS) {
       const uint32_t bits = __float_as_uint(weights[i]);
       if (bits == 0 || bits >> shift >> DIGIT_BITS != leading) continue;
       const uint32_t digit = bits >> shift & (THREADS - 1);
       atomicAdd(&mine.count[digit], 1);
-      atomicAdd(&mine.units[digit], static_cast<unsigned long long>(units(weights[i])));
+      const uint64_t all = units(weights[i]);
+      for (int part = 0; part < PARTS; part++) {
+        atomicAdd(&mine.units[part][digit], static_cast<uint32_t>(all >> part * PART_BITS) & ((1u << PART_BITS) - 1));
+      }
     }
     // The histogram after the next one reuses this memory. By then all blocks have passed the next `sync`, so they have read
     // this one.
@@ -173,39 +204,82 @@ struct Row {
     Sums sum = {0, 0};
     for (int block = 0; block < BLOCKS; block++) {
       const Histogram* of_block = cluster.map_shared_rank(&mine, block);
-      sum = sum + Sums{of_block->count[digit], of_block->units[digit]};
+      sum.count += of_block->count[digit];
+      for (int part = 0; part < PARTS; part++) sum.units += uint64_t{of_block->units[part][digit]} << part * PART_BITS;
     }
     lists++;
     return sum;
   }
 };
 
-__global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
-    sample(const float* logits, const Settings* settings, const int32_t* mask_of, const uint32_t* masks, int32_t* out,
-           int vocabulary) {
+// Adds the biases from `begin` to before `end` to the block's logits, which start with token `first`. A bias is a token and a float. Equal
+// tokens are neighbours, and one thread adds their biases in order.
+__device__ void add_biases(float* logits, int first, int ids, const uint32_t* biases, int begin, int end) {
+  for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += THREADS) {
+    const uint32_t token = biases[2 * i], at = token - first;
+    if (at >= static_cast<uint32_t>(ids) || (i > begin && biases[2 * i - 2] == token)) continue;
+    float logit = logits[at];
+    for (int next = i; next < end && biases[2 * next] == token; next++) {
+      logit = __fadd_rn(logit, __uint_as_float(biases[2 * next + 1]));
+    }
+    logits[at] = logit;
+  }
+}
+
+// The logit of a token that has this count, after the penalties.
+__device__ float penalised(float logit, uint16_t count, const Settings& how) {
+  if (count == 0) return logit;
+  const float repeated =
+      logit > 0.f ? __fdiv_rn(logit, how.repetition) : __fmul_rn(logit, how.repetition);
+  const int sampled = count & COUNT_MAX;
+  if (sampled == 0) return repeated;
+  return __fsub_rn(repeated, __fadd_rn(how.presence, __fmul_rn(how.frequency, static_cast<float>(sampled))));
+}
+
+__global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2) sample(const SampleRows of) {
   extern __shared__ float weights[];
   __shared__ Shared shared;
   const cg::cluster_group cluster = cg::this_cluster();
-  const int block = cluster.block_rank(), row = blockIdx.x / BLOCKS;
+  const int block = cluster.block_rank(), row = blockIdx.x / BLOCKS, vocabulary = of.vocabulary;
   const int share = (vocabulary + BLOCKS - 1) / BLOCKS;
   const int first = min(block * share, vocabulary), ids = min(share, vocabulary - first);
-  const Settings how = settings[row];
+  const Settings how = static_cast<const Settings*>(of.settings)[row];
   after_previous(gridDim.x / BLOCKS);
 
+  const int mask_number = of.mask_of == nullptr ? -1 : of.mask_of[row];
+  if (mask_number == LATE) {
+    // The whole cluster returns. Kernels may read the token, so it is one of the vocabulary.
+    if (block == 0 && threadIdx.x == 0) of.out[row] = 0;
+    return;
+  }
   // The mask of the row; null if all tokens are allowed.
   const int mask_words = (vocabulary + 31) / 32;
-  const uint32_t* mask =
-      mask_of == nullptr || mask_of[row] < 0 ? nullptr : masks + int64_t{mask_of[row]} * mask_words;
+  const uint32_t* mask = mask_number < 0 ? nullptr : of.masks + int64_t{mask_number} * mask_words;
   const auto allowed = [&](int i) {
     const int token = first + i;
     return mask == nullptr || (mask[token / 32] >> (token % 32) & 1) != 0;
   };
 
-  // Rank 0 is below the rank of every allowed token.
+  const float* mine = of.logits + int64_t{row} * vocabulary + first;
+  for (int i = threadIdx.x; i < ids; i += THREADS) weights[i] = mine[i];
+  // The counts of the row's sequence; null if the row has no penalties.
+  uint16_t* counts = nullptr;
+  if (of.place_of != nullptr) {
+    const int begin = of.bias_starts[row], end = of.bias_starts[row + 1];
+    if (begin < end) {
+      __syncthreads();
+      add_biases(weights, first, ids, of.biases, begin, end);
+      __syncthreads();
+    }
+    const int32_t place = of.place_of[row];
+    if (place >= 0) {
+      counts = of.counts + int64_t{place} * counts_stride(vocabulary);
+      for (int i = threadIdx.x; i < ids; i += THREADS) weights[i] = penalised(weights[i], counts[first + i], how);
+    }
+  }
+  // Each thread reads the weights that it has written. Rank 0 is below the rank of every allowed token.
   uint64_t best = 0;
-  const float* mine = logits + int64_t{row} * vocabulary + first;
   for (int i = threadIdx.x; i < ids; i += THREADS) {
-    weights[i] = mine[i];
     if (allowed(i)) best = max(best, rank(weights[i], first + i));
   }
   for (int offset = WARP / 2; offset > 0; offset /= 2) best = max(best, __shfl_xor_sync(~0u, best, offset));
@@ -215,6 +289,12 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
   if (threadIdx.x == 0) shared.best = best;
   cluster.sync();
   for (int other = 0; other < BLOCKS; other++) best = max(best, *cluster.map_shared_rank(&shared.best, other));
+
+  // One thread of the cluster calls this. No other thread reads the counts any more: all have passed a `sync` since.
+  const auto chosen = [&](uint32_t token) {
+    of.out[row] = static_cast<int32_t>(token);
+    if (counts != nullptr && (counts[token] & COUNT_MAX) < COUNT_MAX) counts[token]++;
+  };
 
   // All blocks of a cluster take the same branches.
   uint64_t total = 0;
@@ -276,10 +356,10 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
         if (drawable(sums) > drawn) break;
         i++;
       }
-      out[row] = first + i;
+      chosen(first + i);
     }
   }
-  if (total == 0 && block == 0 && threadIdx.x == 0) out[row] = static_cast<int32_t>(~static_cast<uint32_t>(best));
+  if (total == 0 && block == 0 && threadIdx.x == 0) chosen(~static_cast<uint32_t>(best));
   // A block must not exit while other blocks read its shared memory.
   cluster.sync();
 }
@@ -289,29 +369,18 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2)
 // The largest vocabulary.
 extern "C" int baton_vocabulary_max() { return IDS_MAX * BLOCKS; }
 
-// The arguments. `engine/src/gpu/arguments.rs` declares the same struct, and a test there compares the two.
-struct SampleRows {
-  const float* logits;
-  const void* settings;
-  const int32_t* mask_of;
-  const uint32_t* masks;
-  int32_t* out;
-  int32_t rows;
-  int32_t vocabulary;
-};
-static_assert(sizeof(SampleRows) == 48);
-
-// out[r] = the token sampled from row r of the logits with `settings[r]`, which has eight words. If `mask_of` is not null and mask_of[r]
-// is not negative, only tokens that mask number mask_of[r] allows are sampled. A mask has a bit per token, the lowest bit of a word first.
+// out[r] = the token sampled from row r of the logits with `settings[r]`, which has twelve words. If `mask_of` is not null, only tokens that
+// mask number mask_of[r] allows are sampled; -1 allows all, and -2 samples nothing. A mask has a bit per token, the lowest bit of a word first.
+// If `place_of` is not null, the biases of row r are those from bias_starts[r] to before bias_starts[r + 1], ordered by token, and place
+// place_of[r] of the counts has the tokens of its sequence, to which the sampled token is added. -1: the row has no penalties.
 extern "C" int baton_sample_rows(const SampleRows* arguments, cudaStream_t stream) {
-  const auto [logits, settings, mask_of, masks, out, rows, vocabulary] = *arguments;
-  if (rows == 0) return cudaSuccess;
+  const int vocabulary = arguments->vocabulary;
+  if (arguments->rows == 0) return cudaSuccess;
   if (vocabulary > IDS_MAX * BLOCKS) return cudaErrorInvalidValue;
   const int bytes = (vocabulary + BLOCKS - 1) / BLOCKS * sizeof(float);
   // The attribute is per process, so it is set to the size for the largest vocabulary.
   const int most = IDS_MAX * sizeof(float);
   const cudaError_t error = cudaFuncSetAttribute(sample, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (error != cudaSuccess) return error;
-  return launch(sample, rows * BLOCKS, THREADS, bytes, stream, logits, static_cast<const Settings*>(settings), mask_of,
-                masks, out, vocabulary);
+  return launch(sample, arguments->rows * BLOCKS, THREADS, bytes, stream, *arguments);
 }

@@ -1,8 +1,8 @@
 // Log probabilities of given tokens, as `logprobs` in `engine/src/sampling.rs` defines them: of the token that follows a row, its rank, and the
 // most probable tokens at its place.
 //
-// A block computes a row. It reads the row's logits once for the largest logit, once for the sum, and once for each of the most probable
-// tokens. The logits of a slice of rows fit in the L2 cache.
+// A block computes a row. It reads the row's logits once for the largest logit and once for the sum. Each thread knows the most probable of its
+// tokens that is not reported yet. When a token is reported, the warp of its thread reads the tokens of this thread again for the next one.
 
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -30,25 +30,28 @@ __device__ uint64_t largest(uint64_t value, uint64_t* of_warps) {
 }
 
 __global__ void __launch_bounds__(THREADS, 2)
-    score(const float* logits, const int32_t* targets, uint32_t* out, int vocabulary, int top) {
+    score(const float* logits, const int32_t* which, const int32_t* targets, uint32_t* out, int vocabulary, int top) {
   __shared__ uint64_t ranks[WARPS];
   __shared__ double sums[WARPS];
   __shared__ uint32_t counts[WARPS];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   after_previous(gridDim.x);
-  const float* row = logits + int64_t{blockIdx.x} * vocabulary;
+  const int index = which == nullptr ? blockIdx.x : which[blockIdx.x];
+  const float* row = logits + int64_t{index} * vocabulary;
   uint32_t* of_row = out + int64_t{blockIdx.x} * ROW_WORDS;
 
-  uint64_t best = 0;
-  for (int i = threadIdx.x; i < vocabulary; i += THREADS) best = max(best, rank(row[i], i));
-  best = largest(best, ranks);
-  const float most = ranked(best), own = row[targets[blockIdx.x]];
+  // The largest rank of the thread's tokens that are not reported yet.
+  uint64_t mine = 0;
+  for (int i = threadIdx.x; i < vocabulary; i += THREADS) mine = max(mine, rank(row[i], i));
+  uint64_t best = largest(mine, ranks);
+  const float most = ranked(best), own = row[targets[index]];
 
-  // The sum does not depend on the number of rows: each thread has the same tokens, and the order of the additions is fixed.
+  // The sum does not depend on the number of rows: each thread has the same tokens, and the order of the additions is fixed. Powers in 32 bits are exact
+  // enough, because their errors nearly cancel in the sum, and in 64 bits they would take most of the time.
   double sum = 0;
   uint32_t count = 0;
   for (int i = threadIdx.x; i < vocabulary; i += THREADS) {
-    sum += exp(static_cast<double>(row[i] - most));
+    sum += expf(row[i] - most);
     count += row[i] >= own;
   }
   for (int offset = WARP / 2; offset > 0; offset /= 2) {
@@ -75,17 +78,23 @@ __global__ void __launch_bounds__(THREADS, 2)
     of_row[1] = count;
   }
   for (int n = 0; n < top; n++) {
+    const uint32_t token = ~static_cast<uint32_t>(best);
     if (threadIdx.x == 0) {
-      of_row[2 + 2 * n] = ~static_cast<uint32_t>(best);
+      of_row[2 + 2 * n] = token;
       of_row[3 + 2 * n] = logprob(ranked(best));
     }
-    const uint64_t before = best;
-    best = 0;
-    for (int i = threadIdx.x; i < vocabulary; i += THREADS) {
-      const uint64_t next = rank(row[i], i);
-      if (next < before) best = max(best, next);
+    if (n + 1 == top) break;
+    const int reported = token % THREADS;
+    if (warp == reported / WARP) {
+      uint64_t next = 0;
+      for (int i = reported + lane * THREADS; i < vocabulary; i += WARP * THREADS) {
+        const uint64_t other = rank(row[i], i);
+        if (other < best) next = max(next, other);
+      }
+      for (int offset = WARP / 2; offset > 0; offset /= 2) next = max(next, __shfl_xor_sync(~0u, next, offset));
+      if (lane == reported % WARP) mine = next;
     }
-    best = largest(best, ranks);
+    best = largest(mine, ranks);
   }
 }
 
@@ -94,19 +103,20 @@ __global__ void __launch_bounds__(THREADS, 2)
 // The arguments. `engine/src/gpu/arguments.rs` declares the same struct, and a test there compares the two.
 struct ScoreRows {
   const float* logits;
+  const int32_t* which;
   const int32_t* targets;
   uint32_t* out;
   int32_t rows;
   int32_t vocabulary;
   int32_t top;
 };
-static_assert(sizeof(ScoreRows) == 40);
+static_assert(sizeof(ScoreRows) == 48);
 
-// Row r of the output, which has 42 words: the log probability of targets[r] at row r of the logits, its rank, and `top` pairs of a token
-// and its log probability, the most probable first. `top` is at most 20 and at most the vocabulary.
+// Row r of the output, which has 42 words: the log probability of targets[n] at row n of the logits, its rank, and `top` pairs of a token
+// and its log probability, the most probable first. n is which[r], or r if `which` is null. `top` is at most 20 and at most the vocabulary.
 extern "C" int baton_score_rows(const ScoreRows* arguments, cudaStream_t stream) {
-  const auto [logits, targets, out, rows, vocabulary, top] = *arguments;
+  const auto [logits, which, targets, out, rows, vocabulary, top] = *arguments;
   if (rows == 0) return cudaSuccess;
   if (top > TOP_MAX || top > vocabulary) return cudaErrorInvalidValue;
-  return launch(score, rows, THREADS, 0, stream, logits, targets, out, vocabulary, top);
+  return launch(score, rows, THREADS, 0, stream, logits, which, targets, out, vocabulary, top);
 }

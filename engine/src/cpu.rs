@@ -27,7 +27,7 @@ use crate::error::{EngineError, OpenError};
 use crate::kv::{KvPool, PageId};
 use crate::model::spec::ModelSpec;
 use crate::model::{EngineConfig, LoadFormat, ModelInfo};
-use crate::pending::{PendingSample, give_masks};
+use crate::pending::{HostSample, PendingSample, give_masks};
 use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput, TokenMask};
 
 mod attention;
@@ -58,6 +58,8 @@ pub struct CpuEngine {
     forward: Forward,
     /// The samples of the last step, while they wait for masks.
     pending: Vec<PendingSample>,
+    /// How the host takes each of them.
+    of_host: Vec<HostSample>,
 }
 
 impl CpuEngine {
@@ -104,7 +106,7 @@ impl CpuEngine {
         let forward = Forward::new(checkpoint.spec, weights, threads, kernels, config.step_tokens as usize);
         // A step may sample every row: the memory for logits grows on demand.
         let limits = StepLimits { tokens: config.step_tokens, rows: config.step_tokens };
-        Ok(Self { model, kv, limits, forward, pending: Vec::new() })
+        Ok(Self { model, kv, limits, forward, pending: Vec::new(), of_host: Vec::new() })
     }
 
     /// The logits of the last step, after bias and penalties: `vocabulary` floats for the `index`-th chunk with
@@ -137,6 +139,7 @@ impl Engine for CpuEngine {
         self.forward.run(batch, &self.kv).map_err(|_| EngineError::WorkerPanicked)?;
         if batch.iter().any(Chunk::is_constrained) {
             self.pending = batch.iter().filter_map(PendingSample::of).collect();
+            self.of_host = batch.iter().filter_map(HostSample::of).collect();
             return Ok(Step::unfinished());
         }
         let (tokens, scores) = (self.forward.sample(batch), self.forward.take_scores());
@@ -152,8 +155,8 @@ impl Engine for CpuEngine {
             return Err(EngineError::NotReady("the step does not wait for masks"));
         }
         give_masks(&mut self.pending, masks, self.model.vocabulary)?;
-        let samples = std::mem::take(&mut self.pending);
-        let (tokens, scores) = (self.forward.sample_pending(&samples), self.forward.take_scores());
+        let (samples, of_host) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.of_host));
+        let (tokens, scores) = (self.forward.sample_pending(&samples, &of_host), self.forward.take_scores());
         step.finish(StepOutput { tokens, scores });
         Ok(())
     }

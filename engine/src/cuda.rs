@@ -7,18 +7,21 @@
 //! sampled token is recomputed as part of a prompt, its keys, values and logits may differ in the last bits.
 //!
 //! # Threads
-//! The engine's owner thread submits steps to one stream and polls an event. Two operations block: reading logits
-//! for host-side sampling, and a step whose prompts read FP8 pages in several [groups](attention).
+//! The engine's owner thread submits steps to one stream and polls an event. Only a step whose prompts read FP8 pages in several [groups](attention)
+//! blocks. The device takes all samples, so a step may use tokens that the host has not read yet.
 //! Two steps may be in flight. There are two sets of host buffers, and steps alternate between them.
 //! Page hashes run on a separate stream, from any thread.
 //!
 //! The CUDA libraries are loaded at run time. A binary with this backend starts on a machine without a driver.
 
+mod adjustments;
 mod attention;
 mod cublas;
 mod device;
+mod draw;
 mod expanded;
 mod fits;
+mod flight;
 mod forward;
 mod gemm;
 mod graph;
@@ -38,18 +41,20 @@ use std::sync::Arc;
 
 use crate::batch;
 use crate::error::{CudaError, EngineError, OpenError};
-use crate::gpu::score::{SCORE_WORDS, logprobs_of};
+use crate::gpu::places::Places;
 use crate::kv::{KvLayout, KvPool, PageId};
 use crate::model::ModelInfo;
-use crate::pending::{PendingSample, give_masks};
-use crate::sampling::Sampling;
-use crate::step::{Chunk, Engine, SampledToken, ScoredChunk, Step, StepLimits, StepOutput, TokenMask};
+use crate::pending::give_masks;
+use crate::sampling::Sample;
+use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput, TokenMask};
 
-use device::{CudaDevice, Event, Pinned, Stream};
+use adjustments::Adjustments;
+use device::{CudaDevice, Stream};
+use flight::{Flight, Readback};
 use forward::Forward;
-use graph::{Graph, graph_rows};
+use graph::Graph;
 use lists::Lists;
-use masks::{Masks, UploadedMasks};
+use masks::Masks;
 use pool::DevicePool;
 
 pub(crate) use cublas::load as load_cublas;
@@ -106,6 +111,10 @@ pub struct CudaEngine {
     graphs: HashMap<(usize, usize), Graph>,
     stream: Stream,
     masks: Masks,
+    /// Biases and penalties.
+    adjustments: Adjustments,
+    /// The sequences whose tokens `adjustments` counts.
+    places: Places,
     readbacks: [Readback; 2],
     /// Steps in flight, the oldest first.
     flights: VecDeque<Flight>,
@@ -116,32 +125,6 @@ pub struct CudaEngine {
     turn: usize,
     /// True once the device's context is current on the owner thread.
     bound: bool,
-}
-
-/// Brings the sampled tokens of a step back to the host.
-struct Readback {
-    /// The logits are computed. Recorded for steps that wait for masks.
-    computed: Event,
-    /// The tokens are on the host.
-    done: Event,
-    chosen: Pinned<i32>,
-    /// The log probabilities of the scored rows.
-    scores: Pinned<u32>,
-}
-
-/// A step in flight.
-struct Flight {
-    turn: usize,
-    /// The sampled chunks, in row order.
-    samples: Vec<PendingSample>,
-    /// The batch index of each of `samples`.
-    places: Vec<usize>,
-    /// A CUDA graph replayed the step.
-    is_graph: bool,
-    /// The scored chunks, in row order: the batch index, the sequence, and the numbers of targets and of most probable tokens.
-    scored: Vec<(usize, u64, usize, u32)>,
-    /// The samples have been taken; before, the step waits for masks.
-    is_sampled: bool,
 }
 
 impl CudaEngine {
@@ -169,7 +152,7 @@ impl CudaEngine {
         self.forward.logits_row(index)
     }
 
-    /// Samples one token on the device from each row of `logits`, with that row's settings, mask and position. The vocabulary
+    /// Samples one token on the device from each row of `logits`, with that row's settings and tokens, mask and position. The vocabulary
     /// need not be the model's. For tests.
     ///
     /// # Errors
@@ -178,9 +161,9 @@ impl CudaEngine {
     pub fn draw(
         &self,
         logits: &[f32],
-        samples: &[(&Sampling, Option<&[u32]>, u32)],
+        samples: &[(Sample<'_>, Option<&[u32]>, u32)],
     ) -> Result<Vec<u32>, CudaError> {
-        forward::draw(&self.device, &self.stream, logits, samples)
+        draw::draw(&self.device, &self.stream, logits, samples)
     }
 
     /// The bytes of a page. For tests.
@@ -214,150 +197,15 @@ impl CudaEngine {
         unsafe { weights::fill(std::ptr::without_provenance_mut(4096), 1, 0, &self.stream) }
     }
 
-    /// Submits a step. Takes its samples too, unless some of them wait for masks.
-    ///
-    /// # Safety
-    /// [`batch::check`] has accepted the batch. At most one other step is in flight, and its samples have been taken. If chunk `i`
-    /// takes its token from the previous step, `followed[i]` is the row that samples the token there.
-    unsafe fn start(&mut self, batch: &[Chunk<'_>], followed: &[usize]) -> Result<Flight, CudaError> {
-        if !self.bound {
-            // The engine may have moved to another thread since it was opened.
-            self.device.bind()?;
-            self.bound = true;
-        }
-        let rows = graph_rows(batch);
-        let lists = match rows {
-            Some(rows) => {
-                // SAFETY: the caller's contract. The last step that used these host buffers has finished, and so has the
-                // copy of its lists.
-                unsafe { self.graph_lists.lay_out(batch, followed, self.turn, rows) };
-                self.replay(rows)?;
-                &self.graph_lists
-            }
-            None => {
-                // SAFETY: as above.
-                unsafe { self.step_lists.lay_out(batch, followed, self.turn, 0) };
-                let prefill = if self.step_lists.plan().prefill.rows.is_empty() {
-                    None
-                } else {
-                    // SAFETY: as above.
-                    Some(unsafe { self.forward.attention.plan_prefill(&self.step_lists, &self.stream)? })
-                };
-                self.forward.submit(&self.step_lists.upload(&self.stream)?, prefill.as_ref())?;
-                &self.step_lists
-            }
-        };
-        let order = &lists.plan().order;
-        let places: Vec<usize> =
-            order.iter().copied().filter(|place| batch[*place].sample.is_some()).collect();
-        let samples: Vec<PendingSample> =
-            places.iter().filter_map(|place| PendingSample::of(&batch[*place])).collect();
-        let of_place = |place: &usize| {
-            let (chunk, score) = (&batch[*place], batch[*place].score?);
-            Some((*place, chunk.sequence, score.targets.len(), score.top))
-        };
-        let scored = order.iter().filter_map(of_place).collect();
-        let waits = samples.iter().any(PendingSample::waits);
-        let mut flight =
-            Flight { turn: self.turn, samples, places, is_graph: rows.is_some(), scored, is_sampled: false };
-        if waits {
-            self.readbacks[self.turn].computed.record(&self.stream)?;
-        } else {
-            // SAFETY: the step was submitted just now.
-            unsafe { self.take_samples(&mut flight)? };
-        }
-        Ok(flight)
-    }
-
-    /// Samples the tokens of a step on the device and brings them to the host.
-    ///
-    /// # Safety
-    /// The step is the last one that was submitted, and no sample of it waits.
-    unsafe fn take_samples(&mut self, flight: &mut Flight) -> Result<(), CudaError> {
-        let lists = if flight.is_graph { &self.graph_lists } else { &self.step_lists };
-        let (step, back) = (lists.uploaded(&self.stream), &self.readbacks[flight.turn]);
-        let sampled = step.plan().sampled;
-        if sampled > 0 {
-            let masks = if flight.samples.iter().any(|sample| sample.mask().is_some()) {
-                let of_rows = flight.samples.iter().map(PendingSample::mask);
-                // SAFETY: the last step that used this host buffer has finished. `Drop` waits for the stream.
-                unsafe { self.masks.upload(of_rows, flight.turn, &self.stream)? }
-            } else {
-                UploadedMasks::NONE
-            };
-            // SAFETY: the masks are those of the step's samples, in row order. Padding rows come last and have none.
-            unsafe { self.forward.sample(&step, masks)? };
-            // SAFETY: `collect` reads the buffer after the event below is complete. The next step that uses this buffer
-            // is submitted after that.
-            unsafe { self.stream.download(&back.chosen, &self.forward.chosen, sampled)? };
-        }
-        let scored = step.plan().scored;
-        if scored > 0 {
-            // SAFETY: as above.
-            unsafe { self.stream.download(&back.scores, &self.forward.scores, scored * SCORE_WORDS)? };
-        }
-        back.done.record(&self.stream)?;
-        flight.is_sampled = true;
-        let rows = flight.samples.iter().enumerate();
-        let known = rows.filter(|(_, sample)| sample.how.is_plain() && !sample.is_late());
-        self.followed = known.map(|(row, sample)| (sample.sequence, row)).collect();
-        Ok(())
-    }
-
     /// The error of a step that could not be submitted or sampled.
-    fn failed(&self, error: CudaError) -> EngineError {
+    fn failed(&mut self, error: CudaError) -> EngineError {
+        // The device may or may not have counted the tokens of the failed step.
+        self.places.forget();
         // Kernels of the failed step may still read the lists that the next step overwrites, so wait for them.
         // A library such as cuBLAS may have returned its own status instead of the driver's sticky error. After a sticky error,
         // every driver call returns that error.
         let sticky = self.stream.wait().err().filter(CudaError::is_sticky);
         EngineError::Device(sticky.unwrap_or(error))
-    }
-
-    /// Submits the decode step in `graph_lists`, padded to `rows` rows, through its graph. The first step of each size
-    /// runs without a graph and captures one.
-    fn replay(&mut self, rows: usize) -> Result<(), CudaError> {
-        let (forward, stream) = (&self.forward, &self.stream);
-        let step = self.graph_lists.upload(stream)?;
-        let size = (rows, step.plan().pieces());
-        if let Some(graph) = self.graphs.get(&size) {
-            return graph.launch(stream);
-        }
-        // Libraries load modules at their first call, which a capture does not allow. So this step runs directly first.
-        forward.submit(&step, None)?;
-        self.graphs.insert(size, Graph::capture(stream, || forward.submit(&step, None))?);
-        Ok(())
-    }
-
-    fn collect(&self, flight: Flight) -> Result<StepOutput, CudaError> {
-        // SAFETY: the copy to this buffer was submitted before the event, which is complete.
-        let chosen = unsafe { self.readbacks[flight.turn].chosen.values() };
-        let mut placed: Vec<(usize, SampledToken)> = Vec::with_capacity(flight.samples.len());
-        for (row, (sample, place)) in flight.samples.iter().zip(flight.places).enumerate() {
-            if sample.is_late() {
-                continue;
-            }
-            let token = if sample.how.is_plain() {
-                chosen[row].cast_unsigned().into()
-            } else {
-                sample.choose(&mut self.forward.logits_row(row)?)
-            };
-            placed.push((place, sample.sampled(token)));
-        }
-        placed.sort_by_key(|(place, _)| *place);
-        let tokens = placed.into_iter().map(|(_, token)| token).collect();
-        // SAFETY: as above.
-        let mut words = unsafe { self.readbacks[flight.turn].scores.values() }.chunks_exact(SCORE_WORDS);
-        let most = self.model.vocabulary;
-        let mut scores: Vec<(usize, ScoredChunk)> = Vec::with_capacity(flight.scored.len());
-        for (place, sequence, count, top) in flight.scored {
-            let of_row = |words| logprobs_of(words, top.min(most));
-            scores.push((
-                place,
-                ScoredChunk { sequence, targets: words.by_ref().take(count).map(of_row).collect() },
-            ));
-        }
-        scores.sort_by_key(|(place, _)| *place);
-        Ok(StepOutput { tokens, scores: scores.into_iter().map(|(_, chunk)| chunk).collect() })
     }
 }
 
@@ -392,17 +240,16 @@ impl Engine for CudaEngine {
         if self.flights.iter().any(|flight| !flight.is_sampled) {
             return Err(EngineError::NotReady("the previous step waits for its masks"));
         }
-        if self.flights.iter().flat_map(|flight| &flight.samples).any(|sample| !sample.how.is_plain()) {
-            return Err(EngineError::NotReady("the host has not sampled the previous step yet"));
-        }
         let entries = batch.iter().map(|chunk| chunk.pages.len()).sum();
         if !self.step_lists.plan().has_room(entries) {
             return Err(EngineError::TooManyPages { entries, limit: PAGE_ENTRIES_MAX });
         }
+        let assigned = self.assign(batch)?;
         let followed: Vec<usize> =
             batch.iter().map(|chunk| followed.get(&chunk.sequence).copied().unwrap_or(0)).collect();
         // SAFETY: the checks above establish the contract of `start`.
-        let flight = unsafe { self.start(batch, &followed) }.map_err(|error| self.failed(error))?;
+        let flight =
+            unsafe { self.start(batch, &followed, &assigned) }.map_err(|error| self.failed(error))?;
         self.flights.push_back(flight);
         self.turn = (self.turn + 1) % self.readbacks.len();
         Ok(Step::unfinished())
@@ -449,7 +296,7 @@ impl Engine for CudaEngine {
         // A failed step is not put back, so that the next poll looks at the next step.
         let flight = self.flights.pop_front().ok_or(EngineError::StepSpent)?;
         if flight.is_sampled && self.readbacks[flight.turn].done.is_complete().map_err(EngineError::Device)? {
-            return self.collect(flight).map(Some).map_err(EngineError::Device);
+            return Ok(Some(self.collect(flight)));
         }
         self.flights.push_front(flight);
         Ok(None)

@@ -306,9 +306,10 @@ pub enum EngineError {
         /// The sequence of the second chunk.
         sequence: u64,
     },
-    /// A chunk takes its token from the previous step, but that step does not sample this sequence on the device.
+    /// A chunk takes its token from the previous step, but that step does not sample this sequence, or does not count its tokens for the
+    /// penalties of this chunk.
     #[error(
-        "sequence {sequence} expects its token from the previous step, but that step does not sample it on the device: pass the token's id"
+        "sequence {sequence} expects its token from the previous step, but that step does not sample or count it: pass the token's id"
     )]
     FollowsNothing {
         /// The chunk's sequence.

@@ -4,16 +4,24 @@ use crate::error::EngineError;
 use crate::sampling::{Sample, Sampling, Token, choose};
 use crate::step::{Chunk, SampledToken, TokenMask};
 
-/// A sample, with the data that the host needs to take it.
+/// A sample whose token is not known.
 #[derive(Debug)]
 pub(crate) struct PendingSample {
     pub(crate) sequence: u64,
     /// Tokens before the sampled one.
-    position: u32,
-    pub(crate) how: Sampling,
+    pub(crate) position: u32,
+    /// See [`Sampling::logprobs`].
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a HostSample has all settings"))]
+    pub(crate) logprobs: Option<u32>,
+    mask: PendingMask,
+}
+
+/// The settings and the history of a sample that the host takes.
+#[derive(Debug)]
+pub(crate) struct HostSample {
+    how: Sampling,
     tokens: Vec<u32>,
     prompt: u32,
-    mask: PendingMask,
 }
 
 /// The mask of a sample.
@@ -35,9 +43,7 @@ impl PendingSample {
         Some(Self {
             sequence: chunk.sequence,
             position: chunk.end() as u32,
-            how: sample.how.clone(),
-            tokens: sample.tokens.to_vec(),
-            prompt: sample.prompt,
+            logprobs: sample.how.logprobs,
             mask: if sample.constrained { PendingMask::Waits } else { PendingMask::All },
         })
     }
@@ -60,20 +66,24 @@ impl PendingSample {
         }
     }
 
-    /// Takes the sample from its logits.
-    pub(crate) fn choose(&self, logits: &mut [f32]) -> Token {
-        let sample = Sample {
-            how: &self.how,
-            tokens: &self.tokens,
-            prompt: self.prompt,
-            constrained: self.mask().is_some(),
-        };
-        choose(logits, sample, self.mask(), self.position)
-    }
-
     /// The output for a token.
     pub(crate) fn sampled(&self, token: Token) -> SampledToken {
         SampledToken { sequence: self.sequence, token }
+    }
+}
+
+impl HostSample {
+    /// The sample of a chunk, if it has one.
+    pub(crate) fn of(chunk: &Chunk<'_>) -> Option<Self> {
+        let sample = chunk.sample?;
+        Some(Self { how: sample.how.clone(), tokens: sample.tokens.to_vec(), prompt: sample.prompt })
+    }
+
+    /// Takes the sample from its logits.
+    pub(crate) fn choose(&self, pending: &PendingSample, logits: &mut [f32]) -> Token {
+        let (how, tokens, mask) = (&self.how, &self.tokens, pending.mask());
+        let sample = Sample { how, tokens, prompt: self.prompt, constrained: mask.is_some() };
+        choose(logits, sample, mask, pending.position)
     }
 }
 
@@ -115,9 +125,9 @@ fn allows_any(mask: &[u32], vocabulary: u32) -> bool {
 mod tests {
     use super::*;
 
-    fn sample(constrained: bool) -> PendingSample {
+    fn chunk(constrained: bool) -> Chunk<'static> {
         let sample = Sample { constrained, ..Sample::greedy() };
-        let chunk = Chunk {
+        Chunk {
             sequence: 1,
             tokens: &[1],
             source: crate::TokenSource::Prompt,
@@ -125,8 +135,11 @@ mod tests {
             pages: &[],
             sample: Some(sample),
             score: None,
-        };
-        PendingSample::of(&chunk).unwrap()
+        }
+    }
+
+    fn sample(constrained: bool) -> PendingSample {
+        PendingSample::of(&chunk(constrained)).unwrap()
     }
 
     #[test]
@@ -137,8 +150,9 @@ mod tests {
         assert!(samples[0].mask().is_some_and(|given| std::ptr::eq(given, &*mask)), "no word is copied");
         assert_eq!(samples.each_ref().map(PendingSample::is_late), [false, false, true]);
         let logits = || (0..40).map(|n| n as f32).collect::<Vec<_>>();
-        assert_eq!(samples[0].choose(&mut logits()).id, 3);
-        assert_eq!(samples[1].choose(&mut logits()).id, 39);
+        let of_host = HostSample::of(&chunk(true)).unwrap();
+        assert_eq!(of_host.choose(&samples[0], &mut logits()).id, 3);
+        assert_eq!(of_host.choose(&samples[1], &mut logits()).id, 39);
     }
 
     #[test]

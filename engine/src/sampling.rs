@@ -44,7 +44,7 @@ pub struct Sampling {
     pub repetition_penalty: f32,
     /// Subtracted once from the logit of each token in the output.
     pub presence_penalty: f32,
-    /// Subtracted from the logit of a token for each time that it occurs in the output.
+    /// Subtracted from the logit of a token for each time that it occurs in the output, up to 32,767 times.
     pub frequency_penalty: f32,
     /// Pairs of a token and a number that is added to its logit.
     pub logit_bias: Vec<(u32, f32)>,
@@ -54,6 +54,9 @@ pub struct Sampling {
     /// [`LOGPROBS_MAX`](Self::LOGPROBS_MAX).
     pub logprobs: Option<u32>,
 }
+
+/// The largest number of times that the frequency penalty counts a token. All backends have the same.
+pub(crate) const COUNT_MAX: u32 = 0x7FFF;
 
 impl Sampling {
     /// Maximum number of tokens for which a request may ask log probabilities.
@@ -72,13 +75,6 @@ impl Sampling {
         seed: 0,
         logprobs: None,
     };
-
-    /// True if the token depends only on logits, temperature, `top_p`, `top_k`, `min_p`, seed and position, and no log
-    /// probabilities are requested. Then the device samples the token, and the next step can use it before the host has
-    /// read it.
-    pub fn is_plain(&self) -> bool {
-        !self.looks_back() && self.logit_bias.is_empty() && self.logprobs.is_none()
-    }
 
     /// True if sampling needs the earlier tokens of the sequence.
     pub fn looks_back(&self) -> bool {
@@ -123,7 +119,8 @@ pub struct Logprobs {
 pub struct Sample<'a> {
     /// The settings.
     pub how: &'a Sampling,
-    /// All tokens of the sequence so far. May be empty if the settings do not [look back](Sampling::looks_back).
+    /// All tokens of the sequence so far. May be empty if the settings do not [look back](Sampling::looks_back). If the last token is sampled by
+    /// the previous step ([`TokenSource::Follows`](crate::TokenSource::Follows)), it may be missing.
     pub tokens: &'a [u32],
     /// The number of prompt tokens at the start of `tokens`.
     pub prompt: u32,
@@ -215,7 +212,8 @@ fn penalise(logits: &mut [f32], sample: Sample<'_>) {
         let Some(logit) = logits.get_mut(token as usize) else { continue };
         *logit = if *logit > 0.0 { *logit / how.repetition_penalty } else { *logit * how.repetition_penalty };
         if sampled > 0 {
-            *logit -= how.presence_penalty + how.frequency_penalty * sampled as f32;
+            let counted = sampled.min(COUNT_MAX);
+            *logit -= how.presence_penalty + how.frequency_penalty * counted as f32;
         }
     }
 }

@@ -17,7 +17,8 @@ pub type TokenMask = Arc<[u32]>;
 /// sequence's pages. They attend causally to positions `0..start + tokens.len()`.
 #[derive(Clone, Copy, Debug)]
 pub struct Chunk<'a> {
-    /// The caller's id of the sequence. The engine returns it in [`SampledToken`].
+    /// The caller's id of the sequence. The engine returns it in [`SampledToken`]. An id names one sequence: its next chunk has the token that the engine
+    /// sampled last, or the engine samples that token again.
     pub sequence: u64,
     /// Token ids, at least one, each below [`ModelInfo::vocabulary`].
     pub tokens: &'a [u32],
@@ -78,9 +79,9 @@ pub enum TokenSource {
     Prompt,
     /// The single token was sampled earlier, by this engine or a peer: a decode row.
     Sampled,
-    /// The single token is sampled by the previous step, which may still run, with [plain](crate::Sampling::is_plain)
-    /// settings. [`Chunk::tokens`] holds a placeholder. Only for an engine that [runs ahead](Engine::runs_ahead). The previous
-    /// step must have taken the sample: if it is constrained, it must have got its mask.
+    /// The single token is sampled by the previous step, which may still run. [`Chunk::tokens`] holds a placeholder. Only for an engine that
+    /// [runs ahead](Engine::runs_ahead). The previous step must have taken the sample: if it is constrained, it must have got its mask. If this
+    /// chunk's sample [looks back](crate::Sampling::looks_back), so did that one.
     Follows,
 }
 
@@ -209,8 +210,7 @@ pub trait Engine: Send {
     /// Earlier positions are intact.
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError>;
 
-    /// Returns the step's output once, and `None` while the step still runs. Never blocks on the device, except to read
-    /// logits that the host samples from.
+    /// Returns the step's output once, and `None` while the step still runs. Never blocks on the device.
     ///
     /// # Errors
     /// [`EngineError::StepSpent`] if the step has already returned its output.

@@ -106,10 +106,12 @@ def engine(suite):
     suite.add("large model: tokens that the GPU and the host sample alike, all of", draws)
     suite.read_rate = float(re.search(r"page hash: ([\d.]+) TB/s", said)[1])
     suite.add("read bandwidth, by the page hash", suite.read_rate, unit="TB/s")
-    for rows, context, each, of_floor, drawn in lines_like(r"^ +(\d+) +(\d+) +([\d.]+) +([\d.]+) +[\d.]+ +([\d.]+)$", said):
+    columns = r"^ +(\d+) +(\d+) +([\d.]+) +([\d.]+) +[\d.]+ +([\d.]+) +([\d.]+)$"
+    for rows, context, each, of_floor, drawn, of_greedy in lines_like(columns, said):
         suite.add(f"decode step of {rows} rows behind {context} tokens", float(each), unit="ms")
         suite.add(f"decode step of {rows} rows behind {context} tokens, relative to its floor", float(of_floor))
         suite.add(f"decode step of {rows} rows behind {context} tokens, sampled with top_k and top_p", float(drawn), unit="ms")
+        suite.add("  with penalties, biases and log probabilities too, relative to greedy", float(of_greedy))
     # The program fails if a step succeeds after the GPU has failed, or if the error does not report the whole engine as failed.
     print(output([suite.gpu_engine, "failure"]))
     if shutil.which("ncu"):
@@ -304,10 +306,10 @@ def real(suite):
     suite.add("  the largest difference", max(map(abs, differences)))
     report_divergence(suite, gaps)
     plain = [ask(port, prompt, WORDS) for prompt in some]
-    suite.add("  answers that differ between sampling on the host and on the GPU", sum(a.ids != b.ids for a, b in zip(plain, told)), "= 0")
+    suite.add("  answers that differ with and without log probabilities", sum(a.ids != b.ids for a, b in zip(plain, told)), "= 0")
     drawn = [ask(port, prompt, WORDS, **DRAWN) for prompt in some]
-    by_host = [ask(port, prompt, WORDS, **DRAWN, logprobs=1) for prompt in some]
-    suite.add("  the same, sampled with a seed", sum(a.ids != b.ids for a, b in zip(drawn, by_host)), "= 0")
+    reported = [ask(port, prompt, WORDS, **DRAWN, logprobs=1) for prompt in some]
+    suite.add("  the same, sampled with a seed", sum(a.ids != b.ids for a, b in zip(drawn, reported)), "= 0")
     # This process shares a GPU with the sender, so both together must fit in its memory.
     single = suite.small.local(1, "engine.gpu_memory_utilization=0.8")
     expected = [ask(single.port(), prompt, WORDS) for prompt in prompts]

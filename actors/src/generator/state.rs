@@ -231,9 +231,6 @@ impl GeneratorState {
         let mut next = Vec::with_capacity(flight.parts.len());
         for (key, length) in &flight.parts {
             let sequence = &self.sequences[key];
-            if !sequence.sampling.is_plain() {
-                return None;
-            }
             if sequence.ending.is_some() {
                 continue;
             }
@@ -420,7 +417,7 @@ impl GeneratorState {
                 events.push(sequence.advanced(now_micros, None, None));
                 continue;
             };
-            sequence.tokens.push(token.id);
+            sequence.push(token.id);
             sequence.sample -= 1;
             match self.finish.reason(token.id, sequence.ignore_eos, sequence.sample) {
                 Some(reason) => {

@@ -1,6 +1,6 @@
 //! Steps of the engine.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use engine::{EngineError, Logprobs, PageId, Sampling, Token, TokenSource};
 
@@ -40,12 +40,40 @@ pub struct PlannedScore {
 pub struct PlannedSample {
     /// The sampling settings.
     pub how: Arc<Sampling>,
-    /// All tokens so far, if the settings depend on them; else empty.
-    pub tokens: Vec<u32>,
+    /// The tokens so far, if the settings depend on them.
+    pub history: Option<History>,
     /// Number of leading tokens that are the prompt.
     pub prompt: u32,
     /// The sequence's constraint.
     pub constraint: Option<PlannedConstraint>,
+}
+
+/// The tokens of a sequence, which only grow. All planned samples of the sequence share them, so that a step copies none. The generator adds the tokens of
+/// a finished step; the engine's thread reads those before the token that it samples.
+#[derive(Clone, Debug)]
+pub struct History(Arc<RwLock<Vec<u32>>>);
+
+impl History {
+    /// A history of these tokens.
+    pub fn new(tokens: Vec<u32>) -> Self {
+        Self(Arc::new(RwLock::new(tokens)))
+    }
+
+    /// Adds the next token.
+    pub fn push(&self, token: u32) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).push(token);
+    }
+
+    /// The tokens so far.
+    pub fn read(&self) -> RwLockReadGuard<'_, Vec<u32>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialEq for History {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// The constraint of a planned sample.

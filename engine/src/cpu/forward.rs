@@ -12,7 +12,7 @@ use crate::fp8_rounding::round_row;
 use crate::kv::{KeyOrValue, KvPool};
 use crate::model::Quantization;
 use crate::model::spec::ModelSpec;
-use crate::pending::PendingSample;
+use crate::pending::{HostSample, PendingSample};
 use crate::sampling::choose;
 use crate::step::{Chunk, SampledToken, ScoredChunk};
 
@@ -180,12 +180,16 @@ impl Forward {
     }
 
     /// Takes the samples that are not late from the logits of the last step, which sampled these chunks in this order.
-    pub(super) fn sample_pending(&mut self, samples: &[PendingSample]) -> Vec<SampledToken> {
-        let taken = samples.iter().enumerate().filter(|(_, sample)| !sample.is_late());
-        let chosen = taken.map(|(index, sample)| {
+    pub(super) fn sample_pending(
+        &mut self,
+        samples: &[PendingSample],
+        of_host: &[HostSample],
+    ) -> Vec<SampledToken> {
+        let taken = samples.iter().zip(of_host).enumerate().filter(|(_, (sample, _))| !sample.is_late());
+        let chosen = taken.map(|(index, (sample, of_host))| {
             // SAFETY: no phase runs.
             let logits = unsafe { self.logits.row_mut(index) };
-            sample.sampled(sample.choose(logits))
+            sample.sampled(of_host.choose(sample, logits))
         });
         chosen.collect()
     }

@@ -7,6 +7,7 @@ use super::gemm::ROWS_SPARE;
 use super::graph::GRAPH_ROWS_MAX;
 use super::kernels::baton_vocabulary_max;
 use crate::error::OpenError;
+use crate::gpu::adjustment_lists::counts_bytes;
 use crate::gpu_room::GpuRoom;
 use crate::kv::KvLayout;
 use crate::model::spec::{AttentionSpec, ModelSpec};
@@ -115,7 +116,9 @@ fn forward_bytes(config: &EngineConfig, spec: &ModelSpec) -> u64 {
         // The rows in FP8.
         Quantization::Fp8 => rows as usize * spec.hidden.max(query).max(spec.feed_forward),
     };
+    let places = (config.step_tokens as usize).min(SAMPLED_MAX);
     rounded as u64
+        + counts_bytes(places, spec.vocabulary) as u64
         + rows * row as u64 * 2
         + sampled * (spec.vocabulary * 4 + spec.hidden * 2) as u64
         + (128 << 20)

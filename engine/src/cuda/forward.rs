@@ -13,19 +13,20 @@ use std::sync::Arc;
 
 use half::bf16;
 
+use super::adjustments::UploadedAdjustments;
 use super::attention::{Attention, Heads, PrefillPlan};
-use super::device::{Buffer, CudaDevice, Result, Stream};
+use super::device::{Buffer, CudaDevice, Result};
+use super::draw::sample_rows;
 use super::gemm::{Input, Matrix, Output, ROWS_SPARE};
 use super::kernels::{
-    baton_add_rms_norm, baton_embed, baton_rope_append, baton_sample_rows, baton_score_rows, baton_silu_mul,
-    baton_take_rows, launch,
+    baton_add_rms_norm, baton_embed, baton_rope_append, baton_score_rows, baton_silu_mul, baton_take_rows,
+    launch,
 };
 use super::lists::Uploaded;
-use super::masks::{Masks, UploadedMasks};
+use super::masks::UploadedMasks;
 use super::products::{Products, Rows};
 use super::weights::{Layer, Weights};
-use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, SampleRows, ScoreRows, SiluMul, TakeRows};
-use crate::gpu::plan::{SETTING_WORDS, settings_of};
+use crate::gpu::arguments::{AddRmsNorm, Embed, RopeAppend, ScoreRows, SiluMul, TakeRows};
 use crate::gpu::score::SCORE_WORDS;
 use crate::kv::{KeyOrValue, KvDtype, KvPool, KvStrides};
 use crate::model::Quantization;
@@ -101,66 +102,13 @@ pub(super) struct Forward {
     inverse_frequencies: Buffer,
     /// `[sampled][vocabulary]`, f32.
     pub(super) logits: Buffer,
-    /// The log probabilities of the scored rows, [`SCORE_WORDS`] words each.
+    /// The log probabilities of the scored rows and then of the sampled tokens, [`SCORE_WORDS`] words each.
     pub(super) scores: Buffer,
-    /// The sampled token of each row. For a row that the host samples, the token with the largest logit.
+    /// The sampled token of each row.
     pub(super) chosen: Buffer,
     pool: Arc<KvPool>,
     page_tokens: usize,
     kv_strides: KvStrides,
-}
-
-/// See [`CudaEngine::draw`](super::CudaEngine::draw).
-pub(super) fn draw(
-    device: &Arc<CudaDevice>,
-    stream: &Stream,
-    logits: &[f32],
-    samples: &[(&Sampling, Option<&[u32]>, u32)],
-) -> Result<Vec<u32>> {
-    let rows = samples.len();
-    let settings: Vec<_> =
-        samples.iter().map(|(how, _, end)| settings_of(Some((how, *end as usize)))).collect();
-    let (values, settings) = (Buffer::of(device, logits)?, Buffer::of(device, &settings)?);
-    let chosen = Buffer::new(device, rows * size_of::<u32>())?;
-    let settings = settings.numbers::<i32>(0, rows * SETTING_WORDS);
-    let vocabulary = logits.len() / rows;
-    let mut memory = Masks::new(device, rows, vocabulary)?;
-    let masks = if samples.iter().any(|(_, mask, _)| mask.is_some()) {
-        // SAFETY: this is the first copy, and the stream is waited for below.
-        unsafe { memory.upload(samples.iter().map(|(_, mask, _)| *mask), 0, stream)? }
-    } else {
-        UploadedMasks::NONE
-    };
-    // SAFETY: each row has settings, as just checked, and a mask or none.
-    let sampled = unsafe { sample_rows(&values, settings, masks, &chosen, (rows, vocabulary), stream) };
-    stream.wait()?;
-    sampled?;
-    chosen.read_at(0, rows)
-}
-
-/// Samples a token from each row of logits with the row's settings.
-///
-/// # Safety
-/// `settings` points to [`SETTING_WORDS`] words on the device for each row. `masks` cover the rows and the vocabulary.
-unsafe fn sample_rows(
-    logits: &Buffer,
-    settings: *const i32,
-    masks: UploadedMasks,
-    out: &Buffer,
-    (rows, vocabulary): (usize, usize),
-    stream: &Stream,
-) -> Result<()> {
-    let arguments = SampleRows {
-        logits: logits.numbers(0, rows * vocabulary),
-        settings: settings.cast(),
-        mask_of: masks.mask_of,
-        masks: masks.masks,
-        out: out.numbers(0, rows),
-        rows: rows as i32,
-        vocabulary: vocabulary as i32,
-    };
-    // SAFETY: see the module's documentation. The caller's contract covers settings and masks.
-    unsafe { launch("baton_sample_rows", baton_sample_rows, &arguments, stream) }
 }
 
 impl Forward {
@@ -302,6 +250,7 @@ impl Forward {
             self.logits_of(all.start + first..all.start + first + rows, step)?;
             let arguments = ScoreRows {
                 logits: self.logits.numbers(0, rows * vocabulary),
+                which: std::ptr::null(),
                 targets: step.list(targets.start + first..targets.start + first + rows),
                 out: self.scores.numbers(first * SCORE_WORDS, rows * SCORE_WORDS),
                 rows: rows as i32,
@@ -317,12 +266,35 @@ impl Forward {
     /// Samples the tokens of the step that was submitted last. It has sampled rows.
     ///
     /// # Safety
-    /// `masks` cover the sampled rows and the vocabulary.
-    pub(super) unsafe fn sample(&self, step: &Uploaded<'_>, masks: UploadedMasks) -> Result<()> {
+    /// `masks` and `adjustments` cover the sampled rows and the vocabulary.
+    pub(super) unsafe fn sample(
+        &self,
+        step: &Uploaded<'_>,
+        masks: UploadedMasks,
+        adjustments: UploadedAdjustments,
+    ) -> Result<()> {
         let settings = step.list(step.plan().settings());
         let sizes = (step.plan().sampled, self.shape.vocabulary);
-        // SAFETY: a plan has settings for each sampled row, and the caller's contract covers the masks.
-        unsafe { sample_rows(&self.logits, settings, masks, &self.chosen, sizes, step.stream) }
+        // SAFETY: a plan has settings for each sampled row, and the caller's contract covers the rest.
+        unsafe { sample_rows(&self.logits, settings, (masks, adjustments), &self.chosen, sizes, step.stream) }
+    }
+
+    /// Computes the log probabilities of the sampled tokens that are reported, and of the `top` most probable tokens. Writes them after those of the scored
+    /// rows.
+    pub(super) fn report(&self, step: &Uploaded<'_>, top: u32) -> Result<()> {
+        let (plan, vocabulary) = (step.plan(), self.shape.vocabulary);
+        let (rows, which) = (plan.reported, plan.reported_rows());
+        let arguments = ScoreRows {
+            logits: self.logits.numbers(0, plan.sampled * vocabulary),
+            which: step.list(which),
+            targets: self.chosen.numbers(0, plan.sampled),
+            out: self.scores.numbers(plan.scored * SCORE_WORDS, rows * SCORE_WORDS),
+            rows: rows as i32,
+            vocabulary: vocabulary as i32,
+            top: (top as usize).min(vocabulary) as i32,
+        };
+        // SAFETY: see the module's documentation. `Plan` writes only sampled rows, whose tokens are below the vocabulary.
+        unsafe { launch("baton_score_rows", baton_score_rows, &arguments, step.stream) }
     }
 
     /// `hidden += before`, then `delta = W_o · attention(norm(hidden))`. Also writes the step's keys and values.

@@ -5,8 +5,8 @@ use std::ffi::c_void;
 use super::device::{Result, Stream};
 use crate::error::CudaError;
 use crate::gpu::arguments::{
-    AddRmsNorm, DecodeRun, DequantiseRows, Embed, ExpandKv, Fa3Plan, Fa3Run, Fill, Fp8Products, PageContents,
-    QuantiseRows, RopeAppend, RoundRows, RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
+    AddRmsNorm, CountTokens, DecodeRun, DequantiseRows, Embed, ExpandKv, Fa3Plan, Fa3Run, Fill, Fp8Products,
+    PageContents, QuantiseRows, RopeAppend, RoundRows, RowProducts, SampleRows, ScoreRows, SiluMul, TakeRows,
 };
 
 /// A function that submits a kernel to a stream.
@@ -29,6 +29,7 @@ calls! {
     TakeRows: baton_take_rows;
     Fill: baton_fill;
     SampleRows: baton_sample_rows;
+    CountTokens: baton_count_tokens;
     ScoreRows: baton_score_rows;
     RowProducts: baton_row_products;
     QuantiseRows: baton_quantise_rows;

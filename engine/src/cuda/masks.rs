@@ -4,8 +4,21 @@ use std::sync::Arc;
 
 use super::device::{Buffer, CudaDevice, Pinned, Result, Stream};
 
-/// Memory for the masks of one step. Word `r` is the number of the mask of sampled row `r`, or -1; after the words of all rows come the
-/// masks, each with a bit for every token.
+/// The word of a row that is not sampled: -2.
+const LATE: u32 = u32::MAX - 1;
+
+/// The mask of a sampled row.
+#[derive(Clone, Copy)]
+pub(super) enum RowMask<'a> {
+    /// All tokens are allowed.
+    All,
+    /// The row is not sampled.
+    Late,
+    Words(&'a [u32]),
+}
+
+/// Memory for the masks of one step. Word `r` is the number of the mask of sampled row `r`, -1 if it has none, or -2 if it is not sampled; after the words
+/// of all rows come the masks, each with a bit for every token.
 pub(super) struct Masks {
     /// Steps alternate between two host buffers, as their other lists do.
     host: [Pinned<u32>; 2],
@@ -43,7 +56,7 @@ impl Masks {
     /// The copy of the last step with the same `turn` has finished. The stream is waited for before `self` is dropped.
     pub(super) unsafe fn upload<'a>(
         &mut self,
-        of_rows: impl Iterator<Item = Option<&'a [u32]>>,
+        of_rows: impl Iterator<Item = RowMask<'a>>,
         turn: usize,
         stream: &Stream,
     ) -> Result<UploadedMasks> {
@@ -53,7 +66,14 @@ impl Masks {
         mask_of.fill(u32::MAX);
         let mut count = 0;
         for (number, mask) in mask_of.iter_mut().zip(of_rows) {
-            let Some(mask) = mask else { continue };
+            let mask = match mask {
+                RowMask::All => continue,
+                RowMask::Late => {
+                    *number = LATE;
+                    continue;
+                }
+                RowMask::Words(mask) => mask,
+            };
             masks[count * *mask_words..][..*mask_words].copy_from_slice(mask);
             *number = count as u32;
             count += 1;

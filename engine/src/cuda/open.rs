@@ -3,19 +3,22 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use super::adjustments::Adjustments;
 use super::attention::Attention;
 use super::device::{CudaDevice, Event, Pinned, Stream};
 use super::fits;
+use super::flight::Readback;
 use super::forward::{Forward, SAMPLED_MAX};
 use super::graph::{GRAPH_PAGES, GRAPH_ROWS_MAX};
 use super::lists::Lists;
 use super::masks::Masks;
 use super::pool::DevicePool;
 use super::weights::{Loader, Weights};
-use super::{CudaEngine, PAGE_ENTRIES_MAX, Readback};
+use super::{CudaEngine, PAGE_ENTRIES_MAX};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, OpenError};
+use crate::gpu::places::Places;
 use crate::gpu::plan::{StepCapacity, pieces_max};
 use crate::gpu::score::SCORE_WORDS;
 use crate::kv::KvLayout;
@@ -58,15 +61,18 @@ impl CudaEngine {
             "model loaded on the GPU"
         );
         let masks = Masks::new(&device, rows.min(SAMPLED_MAX), vocabulary).map_err(cuda)?;
+        let limits =
+            StepLimits { tokens: config.step_tokens, rows: config.step_tokens.min(SAMPLED_MAX as u32) };
+        let places = limits.rows as usize;
+        let adjustments = Adjustments::new(&device, places, vocabulary).map_err(cuda)?;
         let readback = || Readback::new(&device, rows.min(SAMPLED_MAX)).map_err(cuda);
         Ok(Self {
             model,
             kv,
-            limits: StepLimits {
-                tokens: config.step_tokens,
-                rows: config.step_tokens.min(SAMPLED_MAX as u32),
-            },
+            limits,
             masks,
+            adjustments,
+            places: Places::new(places),
             readbacks: [readback()?, readback()?],
             device,
             forward,

@@ -100,20 +100,35 @@ arguments! {
         scale: f32,
     }
     /// `out[r]` = the token sampled from row `r` of the logits with row `r` of the settings. Unless `mask_of` is null or
-    /// `mask_of[r]` is negative, mask number `mask_of[r]` restricts the tokens.
-    SampleRows, 48 bytes {
+    /// `mask_of[r]` is negative, mask number `mask_of[r]` restricts the tokens. Unless `place_of` is null, the row has the biases from
+    /// `bias_starts[r]` to before `bias_starts[r + 1]`, and place `place_of[r]` of the counts, or no penalties if that is negative.
+    SampleRows, 80 bytes {
         logits: *const f32,
         settings: *const c_void,
         mask_of: *const i32,
         masks: *const u32,
+        place_of: *const i32,
+        bias_starts: *const i32,
+        biases: *const u32,
+        counts: *mut u16,
         out: *mut i32,
         rows: i32,
         vocabulary: i32,
     }
-    /// `out[r]` = the log probability of `targets[r]` at row `r` of the logits, its rank, and the `top` most probable tokens, in
-    /// [`SCORE_WORDS`](crate::gpu::score::SCORE_WORDS) words.
-    ScoreRows, 40 bytes {
+    /// Place `p` of the counts = the counts of a sequence, for each of `count` sequences. `sequences` has `p` and three places in `tokens` of each: where
+    /// its prompt begins, where its sampled tokens begin, and where they end.
+    CountTokens, 32 bytes {
+        sequences: *const i32,
+        tokens: *const u32,
+        counts: *mut u16,
+        count: i32,
+        vocabulary: i32,
+    }
+    /// `out[r]` = the log probability of `targets[n]` at row `n` of the logits, its rank, and the `top` most probable tokens, in
+    /// [`SCORE_WORDS`](crate::gpu::score::SCORE_WORDS) words. `n` is `which[r]`, or `r` if `which` is null.
+    ScoreRows, 48 bytes {
         logits: *const f32,
+        which: *const i32,
         targets: *const i32,
         out: *mut u32,
         rows: i32,

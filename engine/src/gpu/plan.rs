@@ -50,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) sampled: usize,
     /// Rows whose next token is scored.
     pub(crate) scored: usize,
+    /// Sampled rows whose log probabilities are reported.
+    pub(crate) reported: usize,
     /// The prompts. They come first.
     pub(crate) prefill: Part,
     pub(crate) decode: Part,
@@ -71,6 +73,7 @@ impl Plan {
             rows: 0,
             sampled: 0,
             scored: 0,
+            reported: 0,
             prefill: Part::default(),
             decode: Part::default(),
             order: Vec::with_capacity(capacity.chunks),
@@ -135,9 +138,9 @@ impl Plan {
             writer.filler();
         }
         self.decode = writer.end_part();
-        let Written { rows, pages, sampled, scored, pieces, .. } = writer.written;
+        let Written { rows, pages, sampled, scored, reported, pieces, .. } = writer.written;
         debug_assert!(rows <= self.capacity.rows && pieces <= self.pieces);
-        (self.rows, self.sampled, self.scored) = (rows, sampled, scored);
+        (self.rows, self.sampled, self.scored, self.reported) = (rows, sampled, scored, reported);
         self.words = self.offsets.pages + pages;
     }
 
@@ -186,6 +189,11 @@ impl Plan {
     /// The token that is scored after each scored row.
     pub(crate) fn targets(&self) -> Range<usize> {
         list(self.offsets.targets, self.scored)
+    }
+
+    /// The sampled rows whose log probabilities are reported, ascending. Row n is the n-th sampled row.
+    pub(crate) fn reported_rows(&self) -> Range<usize> {
+        list(self.offsets.reported_rows, self.reported)
     }
 
     /// The sampling settings of each sampled row, [`SETTING_WORDS`] words each.

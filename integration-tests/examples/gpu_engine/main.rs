@@ -20,6 +20,7 @@
 //! - `company` compares rows of the small models in large batches with the same rows alone, for SECONDS.
 //! - `failure` makes the GPU fail for this process and checks the errors of the engine.
 
+mod combinations;
 mod company;
 mod failure;
 mod fp8_pages;
@@ -230,6 +231,7 @@ fn check_small_models() -> Result<()> {
         let rows = company::check(&mut gpu, 60, 250).with_context(|| model.name.clone())?;
         let draws = sampling::check(&mut gpu, 4).with_context(|| model.name.clone())?;
         masks::check(&mut gpu).with_context(|| model.name.clone())?;
+        combinations::check(&mut gpu).with_context(|| model.name.clone())?;
         scores::check(&mut gpu, 150).with_context(|| model.name.clone())?;
         let right = right_ids(&model, &mut cpu)?;
         let same = answer.iter().zip(&right).take_while(|(a, b)| a == b).count();
@@ -321,6 +323,8 @@ fn large_model(folder: &Path) -> Result<()> {
     let made_up = sampling::check_made_up(&gpu)?;
     println!("{} tokens drawn on the GPU are those that the host draws", draws + made_up);
     println!("{} constrained rows sample as the host does", masks::check(&mut gpu)?);
+    let combined = combinations::check(&mut gpu)?;
+    println!("{combined} tokens with penalties, biases, masks and log probabilities are those of the host");
     masks::cost(&mut gpu, 32, 1000)?;
     println!("{} log probabilities of a prompt are those of the host", scores::check(&mut gpu, 300)?);
     scores::cost(&mut gpu, 1000)?;
@@ -339,6 +343,7 @@ fn run_ahead(
     let mut answers = vec![Vec::new(); tables.len()];
     let (mut times, mut running) = (Vec::new(), VecDeque::new());
     let (mut submitted, tokens) = (0, [token]);
+    let history: Vec<u32> = (0..=start).map(|n| n.wrapping_mul(7919) % gpu.model().vocabulary).collect();
     let mut last = Instant::now();
     while times.len() < steps {
         if running.len() < 2 && submitted < steps {
@@ -348,7 +353,7 @@ fn run_ahead(
                 source: if submitted > 0 { TokenSource::Follows } else { TokenSource::Sampled },
                 start: start + submitted as u32,
                 pages,
-                sample: Some(Sample { how, ..Sample::greedy() }),
+                sample: Some(Sample { how, tokens: &history, prompt: start, ..Sample::greedy() }),
                 score: None,
             };
             let batch: Vec<Chunk<'_>> = (0..).zip(tables.iter().map(Vec::as_slice)).map(chunk).collect();

@@ -15,7 +15,7 @@ use super::pages;
 const FIRST: (u32, u32) = (1, 3);
 
 /// A mask that allows about half of the tokens, chosen by sequence and position.
-fn mask(sequence: u64, position: u32, vocabulary: u32) -> TokenMask {
+pub(super) fn mask(sequence: u64, position: u32, vocabulary: u32) -> TokenMask {
     let word = |n: u64| {
         let bits =
             (n + 1 + sequence * 7919 + u64::from(position) * 104_729).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -101,7 +101,7 @@ pub(super) fn check(gpu: &mut CudaEngine) -> Result<usize> {
     const STEPS: u32 = 12;
     let (vocabulary, tables) = (gpu.model().vocabulary, (0..5).map(|n| pages(n * 3, 3)).collect::<Vec<_>>());
     let drawn = Sampling { temperature: 0.9, top_k: 20, top_p: 0.97, seed: 11, ..Sampling::GREEDY };
-    let of_host = Sampling { logprobs: Some(2), ..drawn.clone() };
+    let reported = Sampling { logprobs: Some(2), ..drawn.clone() };
     let mut compared = 0;
     for (how, constrained) in [(&Sampling::GREEDY, 3), (&drawn, 5), (&drawn, 1)] {
         let masks = masks(STEPS, constrained, vocabulary);
@@ -110,9 +110,9 @@ pub(super) fn check(gpu: &mut CudaEngine) -> Result<usize> {
         let two = Run { ahead: true, ..run }.decode(gpu, &masks)?.0;
         ensure!(one == two, "one step in flight gives {one:?}, two give {two:?}");
         if how.temperature > 0.0 {
-            let host = Run { tables: &tables, how: &of_host, constrained, steps: STEPS, ahead: false };
-            let host = host.decode(gpu, &masks)?.0;
-            ensure!(one == host, "the GPU samples {one:?}, the host {host:?}");
+            let reported = Run { tables: &tables, how: &reported, constrained, steps: STEPS, ahead: true };
+            let reported = reported.decode(gpu, &masks)?.0;
+            ensure!(one == reported, "with log probabilities the GPU samples {reported:?}, not {one:?}");
         }
         // The last step again, sampled by hand.
         let last: Vec<u32> = one.iter().map(|answer| answer[answer.len() - 2]).collect();

@@ -1,12 +1,34 @@
 //! Checks that the GPU and the host sample the same tokens from the same logits.
 
 use anyhow::{Result, ensure};
-use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Sampling, TokenSource, choose};
+use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Sampling, Token, TokenSource, choose};
 
-use super::run;
+use super::{run, scores};
 
 /// Rows of a step.
 const ROWS: usize = 48;
+
+/// How rows are adjusted in turn: settings with penalties and biases for the tokens of [`history`], or none.
+fn adjusted(how: Sampling, row: usize) -> Sampling {
+    let token = |n: usize| (n * 37 % 1009) as u32;
+    let biases = |count: usize| (0..count).map(|n| (token(n % 700), n as f32 * 0.37 - 9.0)).collect();
+    let (repetition_penalty, presence_penalty, frequency_penalty, logit_bias) = match row % 7 {
+        1 => (1.3, 0.0, 0.0, Vec::new()),
+        2 => (1.0, 0.7, 0.0, biases(3)),
+        3 => (1.0, 0.0, 0.3, Vec::new()),
+        4 => (0.8, -0.5, 0.25, biases(1024)),
+        5 => (1.0, 0.0, 0.0, biases(20)),
+        6 => (1.1, 0.1, -0.2, Vec::new()),
+        _ => (1.0, 0.0, 0.0, Vec::new()),
+    };
+    Sampling { repetition_penalty, presence_penalty, frequency_penalty, logit_bias, ..how }
+}
+
+/// Some tokens, of which a few occur often.
+fn history(row: usize, length: usize) -> Vec<u32> {
+    let token = |n: usize| if n % 3 == 0 { row % 5 } else { (n * n + row) * 37 % 1009 };
+    (0..length).map(|n| token(n) as u32).collect()
+}
 
 /// Settings with loose and tight limits, alone and combined. At the highest temperature thousands of tokens have equal probabilities.
 fn settings() -> Vec<Sampling> {
@@ -24,13 +46,14 @@ fn settings() -> Vec<Sampling> {
     all
 }
 
-/// Samples with all settings, `times` times each, in steps of many rows and in one step with a prompt. Rows that the host samples are mixed in.
-/// Returns how many tokens were compared.
+/// Samples with all settings, `times` times each, in steps of many rows and in one step with a prompt. Rows with penalties, biases and log probabilities
+/// are mixed in. Returns how many tokens were compared.
 pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
     let mut settings: Vec<Sampling> = (0..times)
         .flat_map(|time| settings().into_iter().map(move |how| Sampling { seed: how.seed + time, ..how }))
         .collect();
     settings.iter_mut().step_by(5).for_each(|how| how.logprobs = Some(1));
+    settings.iter_mut().enumerate().for_each(|(row, how)| *how = adjusted(how.clone(), row));
     let vocabulary = gpu.model().vocabulary;
     let pages: Vec<PageId> = (0..=ROWS as u32).map(PageId).collect();
     let mut compared = 0;
@@ -38,13 +61,14 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
         let some: Vec<Sampling> = settings.drain(..settings.len().min(ROWS)).collect();
         let tokens: Vec<u32> =
             (0..some.len() as u32).map(|n| (n * 7919 + compared as u32) % vocabulary).collect();
+        let sequence = compared as u64;
         let row = |n: usize| Chunk {
-            sequence: n as u64,
+            sequence: sequence + n as u64,
             tokens: &tokens[n..=n],
             source: TokenSource::Sampled,
             start: 0,
             pages: &pages[n..=n],
-            sample: Some(Sample { how: &some[n], ..Sample::greedy() }),
+            sample: Some(Sample { how: &some[n], tokens: &tokens[n..=n], ..Sample::greedy() }),
             score: None,
         };
         let mut batch: Vec<Chunk<'_>> = (0..some.len()).map(row).collect();
@@ -52,7 +76,7 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
         if is_last {
             // Prompts come before decode rows.
             let (source, page) = (TokenSource::Prompt, &pages[ROWS..]);
-            batch.push(Chunk { sequence: ROWS as u64, source, pages: page, ..row(0) });
+            batch.push(Chunk { sequence: u64::MAX, source, pages: page, ..row(0) });
             batch.rotate_right(1);
         }
         let output = run(gpu, &batch)?;
@@ -60,10 +84,9 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
             let sample = chunk.sample.unwrap_or(Sample::greedy());
             let right = choose(&mut gpu.logits(n)?, sample, None, 1);
             ensure!(
-                sampled.token == right,
-                "the GPU samples {} and the host {} with {:?}",
-                sampled.token.id,
-                right.id,
+                same(&sampled.token, &right),
+                "the GPU samples {:?} and the host {right:?} with {:?}",
+                sampled.token,
                 sample.how
             );
             compared += 1;
@@ -83,24 +106,38 @@ pub(super) fn check_made_up(gpu: &CudaEngine) -> Result<usize> {
                 (compared..).take(settings.len()).map(|row| made_up(row, vocabulary)).collect();
             let masks: Vec<Option<Vec<u32>>> =
                 (compared..).take(settings.len()).map(|row| mask(row, vocabulary)).collect();
-            let samples: Vec<(&Sampling, Option<&[u32]>, u32)> = settings
-                .iter()
-                .zip(&masks)
-                .zip(compared as u32..)
-                .map(|((how, mask), position)| (*how, mask.as_deref(), position))
+            let settings: Vec<Sampling> =
+                (compared..).zip(settings).map(|(row, how)| adjusted((**how).clone(), row)).collect();
+            let tokens: Vec<Vec<u32>> =
+                (compared..).take(settings.len()).map(|row| history(row, row * 131 % 3000)).collect();
+            let sample = |n: usize| {
+                let prompt = tokens[n].len() as u32 / 2;
+                Sample { how: &settings[n], tokens: &tokens[n], prompt, constrained: masks[n].is_some() }
+            };
+            let samples: Vec<(Sample<'_>, Option<&[u32]>, u32)> = (0..settings.len())
+                .map(|n| (sample(n), masks[n].as_deref(), (compared + n) as u32))
                 .collect();
             let found = gpu.draw(&rows.concat(), &samples)?;
-            for ((mut logits, (how, mask, position)), found) in rows.into_iter().zip(samples).zip(found) {
-                let right = choose(&mut logits, Sample { how, ..Sample::greedy() }, mask, position).id;
+            for ((mut logits, (sample, mask, position)), found) in rows.into_iter().zip(samples).zip(found) {
+                let right = choose(&mut logits, sample, mask, position).id;
                 ensure!(
                     found == right,
-                    "of {vocabulary} tokens in row {position} the GPU samples {found} and the host {right} with {how:?}"
+                    "of {vocabulary} tokens in row {position} the GPU samples {found} and the host {right} with {sample:?}"
                 );
                 compared += 1;
             }
         }
     }
     Ok(compared)
+}
+
+/// Whether two results are the same token, with the same log probabilities up to rounding.
+pub(super) fn same(found: &Token, right: &Token) -> bool {
+    found.id == right.id
+        && match (&found.logprobs, &right.logprobs) {
+            (Some(found), Some(right)) => scores::agree(found, right),
+            (found, right) => found == right,
+        }
 }
 
 /// No mask, or a mask that allows about half of the tokens, a few, or one.

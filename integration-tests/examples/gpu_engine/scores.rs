@@ -54,7 +54,7 @@ fn scores(
 }
 
 /// Whether two results are the same tokens with the same log probabilities, up to the rounding of a 32-bit number.
-fn agree(found: &Logprobs, right: &Logprobs) -> bool {
+pub(super) fn agree(found: &Logprobs, right: &Logprobs) -> bool {
     let near = |a: f32, b: f32| (a - b).abs() <= 2.0 * f32::EPSILON * b.abs().max(1.0);
     let pairs = || found.top.iter().zip(&right.top);
     found.rank == right.rank

@@ -81,12 +81,21 @@ fn page_hash(gpu: &CudaEngine) -> Result<f64> {
 /// A step's floor: the products need the weights or the operations, whichever takes longer, and attention reads the keys and values.
 fn decode(gpu: &mut CudaEngine, limits: &Limits) -> Result<()> {
     println!(
-        "{:>8} {:>8} {:>10} {:>10} {:>14} {:>10}",
-        "rows", "context", "ms a step", "of floor", "weights TB/s", "drawn, ms"
+        "{:>8} {:>8} {:>10} {:>10} {:>14} {:>10} {:>14}",
+        "rows", "context", "ms a step", "of floor", "weights TB/s", "drawn, ms", "all, of greedy"
     );
     let layout = gpu.kv().layout().clone();
     let (page_tokens, page_bytes) = (layout.page_tokens, layout.page_bytes());
     let drawn = Sampling { temperature: 0.7, top_k: 50, top_p: 0.95, ..Sampling::GREEDY };
+    // Also with penalties, biases and log probabilities.
+    let all = Sampling {
+        repetition_penalty: 1.1,
+        presence_penalty: 0.5,
+        frequency_penalty: 0.3,
+        logit_bias: (0..20).map(|n| (n * 1009, 1.0)).collect(),
+        logprobs: Some(5),
+        ..drawn.clone()
+    };
     for (rows, context) in [
         (1u32, 1000u32),
         (1, 5000),
@@ -104,22 +113,23 @@ fn decode(gpu: &mut CudaEngine, limits: &Limits) -> Result<()> {
         }
         let tables: Vec<Vec<PageId>> =
             (0..rows).map(|n| (0..each).map(|page| PageId(n * each + page)).collect()).collect();
-        let [time, drawn] = [&Sampling::GREEDY, &drawn].map(|how| {
+        let [time, drawn, all] = [&Sampling::GREEDY, &drawn, &all].map(|how| {
             let (_, times) = run_ahead(gpu, &tables, (1, context), 40, how)?;
             Ok::<f64, anyhow::Error>(median(times[8..].iter().copied()))
         });
-        let (time, drawn) = (time?, drawn?);
+        let (time, drawn, all) = (time?, drawn?, all?);
         let weights = gpu.step_bytes() as f64;
         let operations = 2.0 * (gpu.model().parameters - gpu.embedding_parameters()) as f64 * f64::from(rows);
         let products = (weights / limits.bandwidth).max(operations / limits.rate);
         let kv = f64::from(rows * context) * page_bytes as f64 / f64::from(page_tokens);
         let floor = products + kv / limits.bandwidth;
         println!(
-            "{rows:>8} {context:>8} {:>10.3} {:>10.2} {:>14.2} {:>10.3}",
+            "{rows:>8} {context:>8} {:>10.3} {:>10.2} {:>14.2} {:>10.3} {:>14.3}",
             time * 1e3,
             time / floor,
             gpu.step_bytes() as f64 / time / 1e12,
-            drawn * 1e3
+            drawn * 1e3,
+            all / time
         );
     }
     Ok(())

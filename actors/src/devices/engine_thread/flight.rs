@@ -1,6 +1,6 @@
 //! A step in flight on the engine's thread, and the masks that it waits for.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use engine::{Chunk, Engine, EngineError, Sample, Score, Step, StepOutput, TokenSource};
@@ -67,7 +67,11 @@ impl Flight {
         let (left_out, chunks): (Vec<_>, Vec<_>) = plan.chunks.iter().partition(|chunk| is_left_out(chunk));
         let rows: Vec<ConstrainedRow> = chunks.iter().filter_map(|chunk| row(chunk, masks)).collect();
         let samples = chunks.iter().filter(|chunk| chunk.sample.is_some()).count();
-        let batch: Vec<Chunk<'_>> = chunks.into_iter().map(engine_chunk).collect();
+        let histories: Vec<_> = chunks.iter().map(|chunk| history(chunk)).collect();
+        let tokens_of =
+            histories.iter().map(|history| history.as_ref().map_or(&[][..], |tokens| &tokens[..]));
+        let batch: Vec<Chunk<'_>> =
+            chunks.into_iter().zip(tokens_of).map(|(chunk, history)| engine_chunk(chunk, history)).collect();
         let submitted = engine.acquire(&plan.acquire).and_then(|()| match batch.is_empty() {
             true => Ok(Step::finished(StepOutput::default())),
             false => engine.submit(&batch),
@@ -185,7 +189,13 @@ fn row(chunk: &PlannedChunk, masks: &mut MaskThreads) -> Option<ConstrainedRow> 
     Some(ConstrainedRow { key: chunk.key, constraint, count: end.saturating_sub(sample.prompt as usize) })
 }
 
-fn engine_chunk(chunk: &PlannedChunk) -> Chunk<'_> {
+/// The tokens of a chunk's sequence, if its sample looks back at them.
+fn history(chunk: &PlannedChunk) -> Option<RwLockReadGuard<'_, Vec<u32>>> {
+    Some(chunk.sample.as_ref()?.history.as_ref()?.read())
+}
+
+/// The chunk of a sequence with these tokens.
+fn engine_chunk<'a>(chunk: &'a PlannedChunk, history: &'a [u32]) -> Chunk<'a> {
     Chunk {
         sequence: chunk.key,
         tokens: &chunk.tokens,
@@ -194,7 +204,7 @@ fn engine_chunk(chunk: &PlannedChunk) -> Chunk<'_> {
         pages: &chunk.pages,
         sample: chunk.sample.as_ref().map(|sample| Sample {
             how: &sample.how,
-            tokens: &sample.tokens,
+            tokens: history,
             prompt: sample.prompt,
             constrained: sample.constraint.is_some(),
         }),

@@ -101,7 +101,7 @@ fn chunk(key: u64, position: u32, constraint: Option<Arc<Constraint>>) -> Planne
         source: if position == 0 { TokenSource::Prompt } else { TokenSource::Follows },
         start: position,
         pages: [PageId(0)].into(),
-        sample: Some(PlannedSample { how: Arc::default(), tokens: Vec::new(), prompt: 1, constraint }),
+        sample: Some(PlannedSample { how: Arc::default(), history: None, prompt: 1, constraint }),
         score: None,
     }
 }

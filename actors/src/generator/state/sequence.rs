@@ -6,8 +6,8 @@ use engine::{PageId, Sampling, Token, TokenSource};
 
 use crate::constraint::Constraint;
 use crate::messages::{
-    PlannedChunk, PlannedConstraint, PlannedSample, PlannedScore, SequenceAdvanced, SequenceEnd, SequenceId,
-    StartSequence,
+    History, PlannedChunk, PlannedConstraint, PlannedSample, PlannedScore, SequenceAdvanced, SequenceEnd,
+    SequenceId, StartSequence,
 };
 
 /// A sequence that runs or waits.
@@ -25,6 +25,8 @@ pub(super) struct Sequence {
     pub(super) sampled_from: u32,
     pub(super) sample: u32,
     pub(super) sampling: Arc<Sampling>,
+    /// A copy of `tokens` for the engine's thread, if the sampling looks back.
+    history: Option<History>,
     pub(super) constraint: Option<Arc<Constraint>>,
     /// The constraint knows the tokens that the sequence arrived with, because a planned sample told them.
     pub(super) is_told: bool,
@@ -53,6 +55,7 @@ impl Sequence {
         let tokens = start.tokens.len() as u32;
         // A resumed sequence computes all its missing tokens as a prompt, even if chunking leaves one token alone.
         let sampled_from = if tokens - start.resident > 1 { tokens } else { start.prompt };
+        let history = start.sampling.looks_back().then(|| History::new(start.tokens.clone()));
         Self {
             name: start.sequence,
             tokens: start.tokens,
@@ -63,6 +66,7 @@ impl Sequence {
             sampled_from,
             sample: start.sample,
             sampling: start.sampling,
+            history,
             constraint: start.grammar.map(|grammar| Arc::new(Constraint::new(grammar))),
             is_told: false,
             ignore_eos: start.ignore_eos,
@@ -78,13 +82,21 @@ impl Sequence {
     }
 
     fn planned_sample(&mut self) -> PlannedSample {
-        let tokens = if self.sampling.looks_back() { self.tokens.clone() } else { Vec::new() };
         let constraint = self.constraint.clone().map(|constraint| {
             let is_told = std::mem::replace(&mut self.is_told, true);
             let tokens = if is_told { Vec::new() } else { self.tokens[self.prompt as usize..].to_vec() };
             PlannedConstraint { constraint, tokens }
         });
-        PlannedSample { how: self.sampling.clone(), tokens, prompt: self.prompt, constraint }
+        let history = self.history.clone();
+        PlannedSample { how: self.sampling.clone(), history, prompt: self.prompt, constraint }
+    }
+
+    /// Adds a sampled token.
+    pub(super) fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+        if let Some(history) = &self.history {
+            history.push(token);
+        }
     }
 
     pub(super) fn missing(&self) -> u32 {

@@ -219,19 +219,6 @@ fn adopted_pages_are_acquired_before_their_first_step() {
     assert!(plan.chunks[0].sample.is_some());
 }
 
-#[test]
-fn a_row_carries_its_tokens_only_if_its_sampling_needs_them() {
-    for (repetition_penalty, expect) in [(1.0, &[][..]), (1.1, &[10, 11, 7])] {
-        let mut state = scheduler(4, 64, 16, false);
-        let sampling = Sampling { repetition_penalty, ..Sampling::GREEDY }.into();
-        state.on_start(StartSequence { sampling, ..start(1, 2, 9) });
-        step(&mut state, 7);
-        let plan = state.plan(0).expect("there is work");
-        let sample = plan.chunks[0].sample.as_ref().expect("a decode row samples");
-        assert_eq!((&sample.tokens[..], sample.prompt), (expect, 2));
-    }
-}
-
 /// The samples of a plan, all of them `token`.
 fn samples(plan: &RunStep, token: u32) -> StepResult {
     let sampled = plan.chunks.iter().filter(|chunk| chunk.sample.is_some());
@@ -331,7 +318,7 @@ fn a_failed_or_stopped_sequence_waits_for_both_steps() {
 }
 
 #[test]
-fn no_step_runs_ahead_of_a_waiting_sequence_or_of_host_sampling() {
+fn no_step_runs_ahead_of_a_waiting_sequence() {
     let mut state = scheduler(4, 64, 16, true);
     state.on_start(start(1, 2, 9));
     let first = state.plan(0).expect("there is work");
@@ -340,25 +327,33 @@ fn no_step_runs_ahead_of_a_waiting_sequence_or_of_host_sampling() {
     state.on_step(Ok(samples(&first, 7)), 0);
     assert_eq!(rows(&state.plan(0).expect("both")), [(1, 0, false), (0, 2, false)]);
 
-    let mut state = scheduler(4, 64, 16, true);
-    let drawn = Sampling { temperature: 1.0, top_p: 0.9, seed: 3, ..Sampling::GREEDY };
-    state.on_start(StartSequence { sampling: drawn.clone().into(), ..start(1, 2, 9) });
-    assert!(state.plan(0).is_some() && state.plan(0).is_some(), "the engine samples it");
-
-    let of_host = [
-        Sampling { presence_penalty: 0.5, ..drawn.clone() },
-        Sampling { logit_bias: vec![(1, 2.0)], ..drawn.clone() },
-        Sampling { logprobs: Some(0), ..drawn },
-    ];
-    for sampling in of_host {
-        let mut state = scheduler(4, 64, 16, true);
-        state.on_start(StartSequence { sampling: sampling.clone().into(), ..start(1, 2, 9) });
-        assert!(state.plan(0).is_some() && state.plan(0).is_none(), "{sampling:?}");
-    }
-
     let mut state = scheduler(4, 64, 2, true);
     state.on_start(start(1, 2, 9));
     assert!(state.plan(0).is_some() && state.plan(0).is_none(), "its pages have no room for its third token");
+}
+
+#[test]
+fn all_settings_run_ahead_and_samples_that_look_back_have_the_tokens() {
+    let drawn = Sampling { temperature: 1.0, top_p: 0.9, seed: 3, ..Sampling::GREEDY };
+    for (sampling, looks_back) in [
+        (drawn.clone(), false),
+        (Sampling { logit_bias: vec![(1, 2.0)], ..drawn.clone() }, false),
+        (Sampling { logprobs: Some(0), ..drawn.clone() }, false),
+        (Sampling { presence_penalty: 0.5, ..drawn.clone() }, true),
+        (Sampling { repetition_penalty: 1.5, ..drawn }, true),
+    ] {
+        let mut state = scheduler(4, 64, 16, true);
+        state.on_start(StartSequence { sampling: sampling.clone().into(), ..start(1, 2, 9) });
+        let [first, second] = [(); 2].map(|()| state.plan(0).expect("the engine runs ahead"));
+        let history = |plan: &RunStep| {
+            let sample = plan.chunks[0].sample.as_ref().expect("it samples");
+            sample.history.as_ref().map(|history| history.read().clone())
+        };
+        assert_eq!(history(&first), looks_back.then(|| vec![10, 11]), "{sampling:?}");
+        assert_eq!(rows(&second), [(0, 2, true)]);
+        state.on_step(Ok(samples(&first, 7)), 0);
+        assert_eq!(history(&second), looks_back.then(|| vec![10, 11, 7]), "the steps share the tokens");
+    }
 }
 
 #[test]

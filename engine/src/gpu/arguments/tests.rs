@@ -4,7 +4,8 @@
 use super::ALL;
 
 /// The kernel sources that declare arguments.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
+    include_str!("../../../kernels/counts.cu"),
     include_str!("../../../kernels/score.cu"),
     include_str!("../../../kernels/glue.cu"),
     include_str!("../../../kernels/sample.cu"),
@@ -32,6 +33,7 @@ fn in_rust(kind: &str) -> String {
         ("__nv_bfloat16", "bf16"),
         ("float", "f32"),
         ("uint8_t", "u8"),
+        ("uint16_t", "u16"),
         ("int32_t", "i32"),
         ("uint32_t", "u32"),
         ("int64_t", "i64"),

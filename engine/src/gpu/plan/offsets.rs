@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Words of one sampled row's settings.
-pub(crate) const SETTING_WORDS: usize = 8;
+pub(crate) const SETTING_WORDS: usize = 12;
 
 /// The alignment of lists, in words.
 const ALIGN_WORDS: usize = 4;
@@ -16,6 +16,7 @@ pub(super) struct Offsets {
     pub(super) pool_places: usize,
     pub(super) sampled_rows: usize,
     pub(super) settings: usize,
+    pub(super) reported_rows: usize,
     pub(super) scored_rows: usize,
     pub(super) targets: usize,
     pub(super) row_starts: usize,
@@ -44,6 +45,7 @@ impl Offsets {
             pool_places: list(2 * rows),
             sampled_rows: list(chunks),
             settings: list(SETTING_WORDS * chunks),
+            reported_rows: list(chunks),
             scored_rows: list(rows),
             targets: list(rows),
             row_starts: list(chunks + 2),

@@ -77,6 +77,7 @@ fn lists(plan: &Plan) -> Vec<(&'static str, Range<usize>)> {
         ("pool places", plan.pool_places()),
         ("sampled rows", plan.sampled_rows()),
         ("settings", plan.settings()),
+        ("reported rows", plan.reported_rows()),
         ("scored rows", plan.scored_rows()),
         ("targets", plan.targets()),
         ("prompts' row starts", plan.row_starts(prefill)),
@@ -204,10 +205,17 @@ fn settings_are_encoded_for_the_device() {
         ..Sampling::GREEDY
     };
     let bits = |value: f32| value.to_bits().cast_signed();
-    assert_eq!(settings_of(Some((&how, 77))), [bits(0.5), bits(0.25), bits(0.125), 40, 9, 7, 77, 0]);
-    // The host samples a row with penalties.
-    let penalised = Sampling { repetition_penalty: 1.5, ..how };
-    assert_eq!(settings_of(Some((&penalised, 77))), [0; SETTING_WORDS]);
+    let limits = [bits(0.5), bits(0.25), bits(0.125), 40, 9, 7, 77];
+    let with = |penalties: [f32; 3]| {
+        let mut words = [0; SETTING_WORDS];
+        words[..7].copy_from_slice(&limits);
+        words[7..10].copy_from_slice(&penalties.map(bits));
+        words
+    };
+    assert_eq!(settings_of(Some((&how, 77))), with([1.0, 0.0, 0.0]));
+    let how = Sampling { repetition_penalty: 1.5, presence_penalty: 0.25, frequency_penalty: -0.5, ..how };
+    assert_eq!(settings_of(Some((&how, 77))), with([1.5, 0.25, -0.5]));
+    assert_eq!(settings_of(None), [0; SETTING_WORDS]);
 }
 
 fn any_chunk() -> impl Strategy<Value = Owned> {

@@ -13,6 +13,7 @@ pub(super) struct Written {
     pub(super) pages: usize,
     pub(super) sampled: usize,
     pub(super) scored: usize,
+    pub(super) reported: usize,
     pub(super) pieces: usize,
 }
 
@@ -135,18 +136,23 @@ impl Writer<'_> {
         self.words[self.offsets.sampled_rows + sampled] = (self.written.rows - 1) as i32;
         let at = self.offsets.settings + SETTING_WORDS * sampled;
         self.words[at..at + SETTING_WORDS].copy_from_slice(&settings_of(how));
+        if how.is_some_and(|(how, _)| how.logprobs.is_some()) {
+            self.words[self.offsets.reported_rows + self.written.reported] = sampled as i32;
+            self.written.reported += 1;
+        }
         self.written.sampled += 1;
     }
 }
 
 /// Encodes the sampling settings of a row for `sample.cu`. `sample` has the settings and the tokens before the sampled
-/// token. For a row that the host samples, the device takes the largest logit.
+/// token. A padding row has none.
 pub(crate) fn settings_of(sample: Option<(&Sampling, usize)>) -> [i32; SETTING_WORDS] {
     let mut words = [0; SETTING_WORDS];
-    let Some((how, end)) = sample.filter(|(how, _)| how.is_plain()) else { return words };
-    let floats = [how.temperature, how.top_p, how.min_p].map(f32::to_bits);
+    let Some((how, end)) = sample else { return words };
+    let limits = [how.temperature, how.top_p, how.min_p].map(f32::to_bits);
     let whole = [how.top_k, how.seed as u32, (how.seed >> 32) as u32, end as u32];
-    let values = floats.into_iter().chain(whole);
+    let penalties = [how.repetition_penalty, how.presence_penalty, how.frequency_penalty].map(f32::to_bits);
+    let values = limits.into_iter().chain(whole).chain(penalties);
     words.iter_mut().zip(values).for_each(|(word, value)| *word = value.cast_signed());
     words
 }

@@ -1,0 +1,227 @@
+//! Which sequence has which place of the token counts on the device, and when the place must be filled.
+//!
+//! A place is filled from the tokens of its sequence. After that, the kernel that samples adds each sampled token, so the next step can be submitted
+//! before the host knows the token. There is a place for each row of the largest step. If all are taken, a sequence that is not in the step loses its
+//! place, and its place is filled again later.
+
+use std::collections::HashMap;
+
+/// A row of a step whose sampling looks back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LookingBack {
+    pub(crate) sequence: u64,
+    /// The tokens before the sampled one.
+    pub(crate) position: usize,
+    /// The previous step samples the last of them, and the host may not know it yet.
+    pub(crate) follows: bool,
+}
+
+/// The place of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) index: usize,
+    /// The host has to fill the place before the row is sampled.
+    pub(crate) needs_fill: bool,
+}
+
+/// The places and their sequences.
+#[derive(Debug)]
+pub(crate) struct Places {
+    of: HashMap<u64, usize>,
+    held: Vec<Held>,
+    /// Steps so far.
+    step: u64,
+}
+
+/// A place.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    sequence: Option<u64>,
+    /// How many tokens of the sequence the place counts. `None` if it has to be filled.
+    counted: Option<usize>,
+    /// The last step with the sequence.
+    step: u64,
+}
+
+impl Places {
+    /// `count` empty places.
+    pub(crate) fn new(count: usize) -> Self {
+        Self { of: HashMap::new(), held: vec![Held::default(); count], step: 0 }
+    }
+
+    /// Gives each row of a step a place. There are at most as many rows as places.
+    ///
+    /// # Errors
+    /// The sequence of a row that [follows](LookingBack::follows) a token that its place does not count.
+    pub(crate) fn assign(&mut self, rows: &[LookingBack]) -> Result<Vec<Place>, u64> {
+        let counted =
+            |row: &LookingBack| self.of.get(&row.sequence).and_then(|place| self.held[*place].counted);
+        if let Some(row) = rows.iter().find(|row| row.follows && counted(row) != Some(row.position)) {
+            return Err(row.sequence);
+        }
+        self.step += 1;
+        for row in rows {
+            if let Some(place) = self.of.get(&row.sequence) {
+                self.held[*place].step = self.step;
+            }
+        }
+        let mut free = None;
+        Ok(rows.iter().map(|row| self.place(row, &mut free)).collect())
+    }
+
+    /// The place of a row. `free` are the places that the step may take, once they have been listed.
+    fn place(&mut self, row: &LookingBack, free: &mut Option<std::vec::IntoIter<usize>>) -> Place {
+        let index = self.of.get(&row.sequence).copied().unwrap_or_else(|| {
+            let index = free
+                .get_or_insert_with(|| self.least_recent_first().into_iter())
+                .next()
+                .expect("a step has at most as many rows as there are places");
+            if let Some(before) = self.held[index].sequence {
+                self.of.remove(&before);
+            }
+            self.of.insert(row.sequence, index);
+            self.held[index] = Held { sequence: Some(row.sequence), counted: None, step: self.step };
+            index
+        });
+        let needs_fill = self.held[index].counted != Some(row.position);
+        if needs_fill {
+            self.held[index].counted = None;
+        }
+        Place { index, needs_fill }
+    }
+
+    /// The places without a sequence of this step. Those that have not been used for the longest time come first.
+    fn least_recent_first(&self) -> Vec<usize> {
+        let mut free: Vec<usize> =
+            (0..self.held.len()).filter(|index| self.held[*index].step < self.step).collect();
+        free.sort_by_key(|index| self.held[*index].step);
+        free
+    }
+
+    /// The place of a sequence counts its first `tokens` tokens, because it was filled or the device added the last one.
+    pub(crate) fn counts(&mut self, sequence: u64, tokens: usize) {
+        if let Some(index) = self.of.get(&sequence) {
+            self.held[*index].counted = Some(tokens);
+        }
+    }
+
+    /// All places have to be filled again, because the device may or may not have changed them.
+    pub(crate) fn forget(&mut self) {
+        self.of.clear();
+        self.held.fill(Held::default());
+        self.step = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn row(sequence: u64, position: usize) -> LookingBack {
+        LookingBack { sequence, position, follows: false }
+    }
+
+    fn follows(sequence: u64, position: usize) -> LookingBack {
+        LookingBack { follows: true, ..row(sequence, position) }
+    }
+
+    /// Assigns places. Fills those that need it, and samples all rows.
+    fn step(places: &mut Places, rows: &[LookingBack]) -> Vec<(usize, bool)> {
+        let assigned = places.assign(rows).expect("all places count their tokens");
+        for row in rows {
+            places.counts(row.sequence, row.position);
+            places.counts(row.sequence, row.position + 1);
+        }
+        assigned.into_iter().map(|place| (place.index, place.needs_fill)).collect()
+    }
+
+    #[test]
+    fn a_place_is_filled_once() {
+        let mut places = Places::new(4);
+        assert_eq!(step(&mut places, &[row(7, 10), row(8, 3)]), [(0, true), (1, true)]);
+        assert_eq!(step(&mut places, &[follows(8, 4), follows(7, 11)]), [(1, false), (0, false)]);
+        assert_eq!(step(&mut places, &[row(7, 12)]), [(0, false)], "the host may know the token");
+        assert_eq!(step(&mut places, &[row(9, 1), row(8, 5)]), [(2, true), (1, false)]);
+    }
+
+    #[test]
+    fn a_sample_that_was_not_taken_is_not_counted() {
+        let mut places = Places::new(1);
+        places.assign(&[row(1, 5)]).unwrap();
+        places.counts(1, 5);
+        assert_eq!(places.assign(&[row(1, 5)]), Ok(vec![Place { index: 0, needs_fill: false }]));
+        places.counts(1, 6);
+        assert_eq!(
+            places.assign(&[row(1, 5)]),
+            Ok(vec![Place { index: 0, needs_fill: true }]),
+            "one too many"
+        );
+    }
+
+    #[test]
+    fn an_unfilled_place_counts_nothing() {
+        let mut places = Places::new(1);
+        places.assign(&[row(1, 5)]).unwrap();
+        assert_eq!(places.assign(&[row(1, 5)]), Ok(vec![Place { index: 0, needs_fill: true }]));
+    }
+
+    #[test]
+    fn the_sequence_that_waits_longest_loses_its_place() {
+        let mut places = Places::new(3);
+        step(&mut places, &[row(1, 1), row(2, 1), row(3, 1)]);
+        step(&mut places, &[row(3, 2), row(1, 2)]);
+        step(&mut places, &[row(1, 3)]);
+        assert_eq!(step(&mut places, &[row(4, 1), row(5, 1), row(1, 4)]), [(1, true), (2, true), (0, false)]);
+        assert_eq!(places.assign(&[follows(2, 2)]), Err(2), "it lost its place");
+        assert!(step(&mut places, &[row(2, 2)])[0].1);
+    }
+
+    #[test]
+    fn nothing_follows_after_a_failure() {
+        let mut places = Places::new(2);
+        step(&mut places, &[row(1, 1)]);
+        assert_eq!(places.assign(&[follows(1, 3)]), Err(1), "not the token after those that are counted");
+        places.forget();
+        assert_eq!(places.assign(&[follows(1, 2)]), Err(1));
+        assert_eq!(step(&mut places, &[row(1, 2)]), [(0, true)]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_place_that_is_not_filled_counts_the_tokens_of_its_sequence(
+            steps in prop::collection::vec(prop::collection::btree_map(0u64..9, 0usize..3, 1..=4), 60),
+        ) {
+            // What the device has in each place: a sequence and the number of its counted tokens.
+            let mut device: HashMap<usize, (u64, usize)> = HashMap::new();
+            let (mut places, mut lengths) = (Places::new(4), [5; 9]);
+            for rows in steps {
+                // 0: the sample is not taken. 2: the host recomputes the sequence from a shorter prefix.
+                for (sequence, what) in &rows {
+                    lengths[*sequence as usize] -= usize::from(*what == 2 && lengths[*sequence as usize] > 1);
+                }
+                let looking: Vec<LookingBack> =
+                    rows.keys().map(|sequence| row(*sequence, lengths[*sequence as usize])).collect();
+                let assigned = places.assign(&looking).unwrap();
+                let mut used = Vec::new();
+                for ((row, place), what) in looking.iter().zip(assigned).zip(rows.values()) {
+                    prop_assert!(!used.contains(&place.index), "two sequences have one place");
+                    used.push(place.index);
+                    if place.needs_fill {
+                        device.insert(place.index, (row.sequence, row.position));
+                        places.counts(row.sequence, row.position);
+                    }
+                    prop_assert_eq!(device[&place.index], (row.sequence, row.position));
+                    if *what > 0 {
+                        device.insert(place.index, (row.sequence, row.position + 1));
+                        places.counts(row.sequence, row.position + 1);
+                        lengths[row.sequence as usize] += 1;
+                    }
+                }
+            }
+        }
+    }
+}
