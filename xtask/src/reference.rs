@@ -18,9 +18,11 @@ reference answers again (about 3 GB of packages, then a few minutes):
   /tmp/reference/bin/python {fixtures}/make_reference.py
   /tmp/reference/bin/python {fixtures}/make_models.py
   /tmp/reference/bin/python {fixtures}/make_fp8.py
+  /tmp/reference/bin/python {fixtures}/make_fp8_emulation.py
 
 The prompts are in {fixtures}/prompts.json. The answers go to reference.json beside it. The second
-program makes the answers of small random models, and the third those of models in FP8.
+program makes the answers of small random models, the third those of models in FP8, and the
+fourth those of both with rounded weights, activations and KV pages.
 make_reference.py --qwen makes reference-qwen.json, after `cargo xtask fetch --qwen`.",
         fixtures = fixtures.display()
     );
