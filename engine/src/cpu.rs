@@ -30,6 +30,7 @@ use crate::model::{EngineConfig, LoadFormat, ModelInfo};
 use crate::pending::{HostSample, PendingSample, give_masks};
 use crate::step::{Chunk, Engine, Step, StepLimits, StepOutput, TokenMask};
 
+mod arena;
 mod attention;
 mod forward;
 mod kernels;

@@ -2,15 +2,18 @@
 """Compares Baton's CPU engine with llama.cpp: the same model file, threads and machine, in turns in one run.
 
     python3 -m venv /tmp/peer && CMAKE_ARGS="-DGGML_NATIVE=ON" /tmp/peer/bin/pip install llama-cpp-python   # builds llama.cpp, 10 minutes
-    cargo xtask fetch && cargo build --release -p runtime
+    cargo xtask fetch && cargo build --release -p engine --example rounds && cargo build --release -p runtime
     /tmp/peer/bin/python integration-tests/peers/beside_llama_cpp.py [ROUNDS] [THREADS]
 
 prefill      a prompt of 934 tokens, 512 per step, in tokens per second
 decode       64 tokens after the prompt, in tokens per second
-decode of 8  the same for eight sequences at once after prompts of 100 tokens, in tokens per second of all sequences
+short        64 tokens after a prompt of 10 tokens
+decode of 8  64 tokens of eight sequences at once after prompts of 100 tokens, in tokens per second of all sequences
 
-Baton is measured over HTTP with kept connections, by the timings in its answers, from the first token to the last. llama.cpp is called in this
-process and takes the largest logit. A ratio above 1 means that Baton is faster. The program ends with the medians of the rounds.
+Baton is measured twice: its engine alone (the example `rounds`), and over HTTP with kept connections, by the timings in its answers, from the
+first token to the last. llama.cpp is called in this process and takes the largest logit. A ratio above 1 means that Baton is faster. The program ends
+with the medians of the rounds. On a machine with other work, start it with real-time priority (`chrt -f 5`), else the ratios are those of
+the two thread pools when they are interrupted.
 """
 
 import concurrent.futures
@@ -18,6 +21,7 @@ import json
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
 import time
 
@@ -28,7 +32,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "integration-tests/gpu"))
 from serving import Process, posted  # noqa: E402
 
-PROMPT, DECODED, SHORT, BATCH = 934, 64, 100, 8
+PROMPT, FEW, DECODED, SHORT, BATCH = 934, 10, 64, 100, 8
+NAMES = ("prefill", "decode", "short", f"decode of {BATCH}")
 
 
 def model_path():
@@ -40,6 +45,33 @@ def prompt_ids():
     prompts = json.loads((ROOT / "integration-tests/fixtures/reference.json").read_text())["prompts"]
     ids = [token for prompt in sorted(prompts, key=lambda p: -len(p["prompt_ids"])) for token in prompt["prompt_ids"]]
     return ids[:PROMPT]
+
+
+def eight_prompts(ids):
+    return [[100 + n, *ids[1:SHORT]] for n in range(BATCH)]
+
+
+class Engine:
+    """Baton's engine in a process of its own, which computes a round for each line."""
+
+    def __init__(self, threads):
+        command = [str(ROOT / "target/release/examples/rounds"), str(model_path()), str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def round(self, prompts):
+        self.process.stdin.write(";".join(",".join(map(str, ids)) for ids in prompts) + "\n")
+        self.process.stdin.flush()
+        return tuple(float(figure) for figure in self.process.stdout.readline().split())
+
+    def one(self, ids):
+        return self.round([ids])
+
+    def eight(self, ids):
+        return self.round(eight_prompts(ids))[1]
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
 
 
 class Baton:
@@ -61,7 +93,7 @@ class Baton:
         return len(ids) / timings["prefill_ms"] * 1e3, DECODED / timings["decode_ms"] * 1e3
 
     def eight(self, ids):
-        timings = list(self.pool.map(self.ask, [[100 + n, *ids[1:SHORT]] for n in range(BATCH)]))
+        timings = list(self.pool.map(self.ask, eight_prompts(ids)))
         # The sequence that was prefilled last has the shortest time. From its first token on, each step has eight rows. The other sequences were
         # prefilled one step earlier and decode one more token outside of that time.
         return BATCH * DECODED / min(t["decode_ms"] for t in timings) * 1e3
@@ -122,7 +154,7 @@ class LlamaCpp:
 
     def eight(self, ids):
         self.clear()
-        tokens = [self.prefill([100 + n, *ids[1:SHORT]], n) for n in range(BATCH)]
+        tokens = [self.prefill(prompt, n) for n, prompt in enumerate(eight_prompts(ids))]
         began = time.perf_counter()
         for n in range(DECODED):
             tokens = self.step([(token, SHORT + n, sequence, True) for sequence, token in enumerate(tokens)])
@@ -133,25 +165,26 @@ def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count()
     ids = prompt_ids()
-    peer, baton = LlamaCpp(threads), Baton(threads)
+    peer, engine, http = LlamaCpp(threads), Engine(threads), Baton(threads)
     print(f"llama-cpp-python {llama_cpp.__version__}, {threads} threads, {rounds} rounds in turns; tokens per second")
-    names = ("prefill", "decode", f"decode of {BATCH}")
-    both = {name: [] for name in names}
+    order, rows = [peer, engine, http], []
     try:
         for n in range(rounds + 1):
-            figures = {}
-            for engine in (baton, peer) if n % 2 else (peer, baton):
-                figures[engine] = (*engine.one(ids), engine.eight(ids))
-            if n:  # The first round warms up both engines.
-                for name, ours, theirs in zip(names, figures[baton], figures[peer]):
-                    both[name].append((ours, theirs))
+            figures = {one: (*one.one(ids), one.one(ids[:FEW])[1], one.eight(ids)) for one in order}
+            order.reverse()
+            if n:  # The first round warms up all of them.
+                rows.append(figures)
     finally:
-        baton.end()
-    print(f"{'':12} {'Baton':>8} {'llama.cpp':>10} {'ratio':>6} {'lowest':>7} {'highest':>8}")
-    for name, pairs in both.items():
-        ratios = [ours / theirs for ours, theirs in pairs]
-        ours, theirs = (statistics.median(column) for column in zip(*pairs))
-        print(f"{name:12} {ours:8.1f} {theirs:10.1f} {statistics.median(ratios):6.2f} {min(ratios):7.2f} {max(ratios):8.2f}")
+        engine.end()
+        http.end()
+    print(f"{'':12} {'engine':>8} {'HTTP':>8} {'llama.cpp':>10}  engine: ratio, lowest, highest    HTTP: ratio, lowest, highest")
+    for at, name in enumerate(NAMES):
+        medians = [statistics.median(row[one][at] for row in rows) for one in (engine, http, peer)]
+        print(f"{name:12} {medians[0]:8.1f} {medians[1]:8.1f} {medians[2]:10.1f}", end="")
+        for one in (engine, http):
+            ratios = [row[one][at] / row[peer][at] for row in rows]
+            print(f"  {statistics.median(ratios):14.2f} {min(ratios):7.2f} {max(ratios):8.2f}", end="")
+        print()
 
 
 if __name__ == "__main__":

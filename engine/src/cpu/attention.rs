@@ -6,7 +6,7 @@
 //! over positions, both in ascending order. So a row's result depends neither on the other rows nor on how the sequence is
 //! split into chunks and pages. The softmax covers whole rows, not single blocks.
 
-use super::kernels::{Kernels, PANEL, Product};
+use super::kernels::{FUSED_ROWS, Kernels, LINE, PANEL, Product, prefetch};
 use super::matrix::Matrix;
 use super::scratch::{Scratch, take};
 use crate::kv::{KeyOrValue, KvDtype, KvPool, PageId};
@@ -92,6 +92,7 @@ impl Attention<'_> {
         let scores = take(scores, vectors * stride);
         let keys = take(panel, size * PANEL);
         for block in (0..context).step_by(PANEL) {
+            self.request(unit, KeyOrValue::Key, block + PANEL, PANEL);
             // SAFETY: the caller's contract.
             unsafe { self.transpose_keys(unit, block, keys) };
             let job = Product {
@@ -139,10 +140,17 @@ impl Attention<'_> {
     unsafe fn transpose_keys(&self, unit: &Unit<'_>, first: usize, to: &mut [f32]) {
         let count = PANEL.min(unit.context() - first);
         let (dtype, size) = (self.kv.layout().dtype, self.heads.head_dim);
+        let key = |column: usize| self.address(unit, KeyOrValue::Key, first + column);
+        if dtype == KvDtype::F32 && count == PANEL {
+            let rows = std::array::from_fn(|column| key(column).cast::<f32>());
+            // SAFETY: as below. This machine supports the kernels, and `to` has the size.
+            return unsafe { (self.kernels.transpose)(&rows, size, to.as_mut_ptr()) };
+        }
         for column in 0..count {
-            let key = self.address(unit, KeyOrValue::Key, first + column);
             // SAFETY: a head's key is `head_dim` contiguous numbers, which are initialised by the caller's contract.
-            unsafe { dtype.read(key, size, |dimension, number| to[dimension * PANEL + column] = number) };
+            unsafe {
+                dtype.read(key(column), size, |dimension, number| to[dimension * PANEL + column] = number)
+            };
         }
         if count < PANEL {
             to.chunks_exact_mut(PANEL).for_each(|to| to[count..].fill(0.0));
@@ -159,6 +167,7 @@ impl Attention<'_> {
         let (stride, padded) = (context.next_multiple_of(PANEL), size.next_multiple_of(PANEL));
         let (page_tokens, dtype) = (self.kv.layout().page_tokens as usize, self.kv.layout().dtype);
         for first in (0..context).step_by(page_tokens) {
+            self.request(unit, KeyOrValue::Value, first + page_tokens, page_tokens);
             let depth = page_tokens.min(context - first);
             let in_page = self.address(unit, KeyOrValue::Value, first);
             let (values, width) = if dtype == KvDtype::F32 && padded == size {
@@ -193,6 +202,20 @@ impl Attention<'_> {
                 // `job`.
                 unsafe { (self.kernels.product)(&job) };
             }
+        }
+    }
+
+    /// Requests the keys or values of up to `count` positions from `first` on, if the unit has so few rows that it waits for memory.
+    /// The processor's own requests end at each 4 KiB, which are the keys or values of a head in a page of 16 tokens.
+    fn request(&self, unit: &Unit<'_>, part: KeyOrValue, first: usize, count: usize) {
+        if unit.span.rows > FUSED_ROWS {
+            return;
+        }
+        let layout = self.kv.layout();
+        let bytes = self.heads.head_dim * layout.dtype.bytes() as usize;
+        for position in first..unit.context().min(first + count) {
+            let address = self.address(unit, part, position);
+            (0..bytes).step_by(LINE).for_each(|offset| prefetch(address.wrapping_add(offset)));
         }
     }
 

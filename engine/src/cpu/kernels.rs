@@ -62,6 +62,20 @@ pub(super) struct QuantisedProduct {
     pub(super) y_stride: usize,
 }
 
+/// Bytes that [`prefetch`] requests.
+pub(super) const LINE: usize = 64;
+
+/// Requests the cache line at this address for the L2 cache. It is read soon. The address may be invalid. More lines may be on
+/// their way to the L2 cache than to the L1 cache.
+#[inline(always)]
+pub(super) fn prefetch(_address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 machine has the instruction, and it never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(_address.cast());
+    }
+}
+
 /// The kernels of one instruction set.
 ///
 /// # Safety of the functions
@@ -81,6 +95,8 @@ pub(super) struct Kernels {
     pub(super) unpack_q4: unsafe fn(panel: *const u8, blocks: usize, out: *mut f32),
     /// The same for Q8_0.
     pub(super) unpack_q8: unsafe fn(panel: *const u8, blocks: usize, out: *mut f32),
+    /// Writes 32 rows of `depth` floats as `[depth][32]`.
+    pub(super) transpose: unsafe fn(rows: &[*const f32; PANEL], depth: usize, out: *mut f32),
     /// Replaces the first `valid` scores of `row` by `exp((score - max) · scale)` and the rest by zero. Returns the sum.
     /// `valid` is at least 1.
     pub(super) exponentials: unsafe fn(row: &mut [f32], valid: usize, scale: f32) -> f32,
@@ -146,6 +162,11 @@ macro_rules! kernels {
                 unsafe { matrix::unpack::<$lanes, matrix::Q8>(panel, blocks, out) }
             }
             $(#[$feature])?
+            unsafe fn transpose(rows: &[*const f32; PANEL], depth: usize, out: *mut f32) {
+                // SAFETY: the caller's contract, that of `Kernels`.
+                unsafe { matrix::transpose::<$lanes>(rows, depth, out) }
+            }
+            $(#[$feature])?
             unsafe fn exponentials(row: &mut [f32], valid: usize, scale: f32) -> f32 {
                 pointwise::exponentials(row, valid, scale)
             }
@@ -164,6 +185,7 @@ macro_rules! kernels {
                 product_q8,
                 unpack_q4,
                 unpack_q8,
+                transpose,
                 exponentials,
                 swiglu,
                 rms_norm,

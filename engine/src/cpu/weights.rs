@@ -1,11 +1,12 @@
 //! The weights in memory: quantised matrices in panels of 32 outputs, and the norms.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use half::f16;
 
+use super::arena::{Arena, Block};
 use super::kernels::{BLOCK, PANEL, Q4_BYTES, Q8_BYTES};
 use super::scratch::Scratch;
 use super::threads::Threads;
@@ -35,11 +36,21 @@ pub(super) struct Linear {
 /// The concatenated panels.
 pub(super) enum Panels {
     /// `[inputs][32]` floats per panel.
-    F32(Vec<f32>),
+    F32(Block<f32>),
     /// [`Q4_BYTES`] per block of 32 inputs.
-    Q4(Vec<u8>),
+    Q4(Block<u8>),
     /// [`Q8_BYTES`] per block of 32 inputs.
-    Q8(Vec<u8>),
+    Q8(Block<u8>),
+}
+
+/// The bytes of the panels of a tensor.
+fn panel_bytes(kind: TensorType, rounded: bool, outputs: usize, inputs: usize) -> usize {
+    let panels = outputs.div_ceil(PANEL);
+    match kind {
+        TensorType::Q4_0 | TensorType::Q4_1 if !rounded => panels * (inputs / BLOCK) * Q4_BYTES,
+        TensorType::Q5_0 | TensorType::Q8_0 if !rounded => panels * (inputs / BLOCK) * Q8_BYTES,
+        _ => panels * PANEL * inputs * size_of::<f32>(),
+    }
 }
 
 impl Linear {
@@ -49,27 +60,28 @@ impl Linear {
     }
 
     /// Converts a tensor of `outputs` rows to panels.
-    fn repack(kind: TensorType, bytes: &[u8], outputs: usize, inputs: usize) -> Self {
+    fn repack(arena: &Arc<Arena>, kind: TensorType, bytes: &[u8], outputs: usize, inputs: usize) -> Self {
+        let blocks = inputs / BLOCK;
         let panels = match kind {
-            TensorType::Q4_1 => Panels::Q4(repack_q4(bytes, outputs, inputs / BLOCK)),
-            TensorType::Q8_0 => Panels::Q8(repack_q8(bytes, outputs, inputs / BLOCK)),
-            TensorType::Q4_0 => Panels::Q4(repack_q4(&q4_0_as_q4_1(bytes), outputs, inputs / BLOCK)),
-            TensorType::Q5_0 => Panels::Q8(repack_q8(&q5_0_as_q8_0(bytes), outputs, inputs / BLOCK)),
+            TensorType::Q4_1 => Panels::Q4(repack_q4(arena, bytes, outputs, blocks)),
+            TensorType::Q8_0 => Panels::Q8(repack_q8(arena, bytes, outputs, blocks)),
+            TensorType::Q4_0 => Panels::Q4(repack_q4(arena, &q4_0_as_q4_1(bytes), outputs, blocks)),
+            TensorType::Q5_0 => Panels::Q8(repack_q8(arena, &q5_0_as_q8_0(bytes), outputs, blocks)),
             // Other types have no kernel, so they are stored as floats.
-            kind => Panels::F32(repack_f32(&floats(kind, bytes), outputs, inputs)),
+            kind => Panels::F32(repack_f32(arena, &floats(kind, bytes), outputs, inputs)),
         };
         Self { outputs, inputs, panels, bias: None }
     }
 
     /// Rounds the weights as FP8 has them, and stores them as floats.
-    fn rounded(mut floats: Vec<f32>, outputs: usize, inputs: usize) -> Self {
+    fn rounded(arena: &Arc<Arena>, mut floats: Vec<f32>, outputs: usize, inputs: usize) -> Self {
         floats.chunks_exact_mut(inputs).for_each(round_output);
-        Self { outputs, inputs, panels: Panels::F32(repack_f32(&floats, outputs, inputs)), bias: None }
+        Self { outputs, inputs, panels: Panels::F32(repack_f32(arena, &floats, outputs, inputs)), bias: None }
     }
 }
 
-fn repack_f32(floats: &[f32], outputs: usize, inputs: usize) -> Vec<f32> {
-    let mut panels = vec![0.0; outputs.next_multiple_of(PANEL) * inputs];
+fn repack_f32(arena: &Arc<Arena>, floats: &[f32], outputs: usize, inputs: usize) -> Block<f32> {
+    let mut panels = arena.take(outputs.next_multiple_of(PANEL) * inputs);
     for (index, float) in floats.iter().enumerate() {
         let (output, input) = (index / inputs, index % inputs);
         panels[(output / PANEL * inputs + input) * PANEL + output % PANEL] = *float;
@@ -98,8 +110,8 @@ fn q5_0_as_q8_0(bytes: &[u8]) -> Vec<u8> {
 
 /// Converts Q4_1 blocks to panels. A file's block is `d m q[16]`: byte `i` has input `i` in its low nibble and input `i + 16`
 /// in its high nibble.
-fn repack_q4(bytes: &[u8], outputs: usize, blocks: usize) -> Vec<u8> {
-    let mut panels = vec![0; outputs.div_ceil(PANEL) * blocks * Q4_BYTES];
+fn repack_q4(arena: &Arc<Arena>, bytes: &[u8], outputs: usize, blocks: usize) -> Block<u8> {
+    let mut panels = arena.take(outputs.div_ceil(PANEL) * blocks * Q4_BYTES);
     for (index, from) in bytes.as_chunks::<20>().0.iter().enumerate() {
         let (output, block) = (index / blocks, index % blocks);
         let column = output % PANEL;
@@ -117,8 +129,8 @@ fn repack_q4(bytes: &[u8], outputs: usize, blocks: usize) -> Vec<u8> {
 }
 
 /// Converts Q8_0 blocks to panels. A file's block is `d q[32]`.
-fn repack_q8(bytes: &[u8], outputs: usize, blocks: usize) -> Vec<u8> {
-    let mut panels = vec![0; outputs.div_ceil(PANEL) * blocks * Q8_BYTES];
+fn repack_q8(arena: &Arc<Arena>, bytes: &[u8], outputs: usize, blocks: usize) -> Block<u8> {
+    let mut panels = arena.take(outputs.div_ceil(PANEL) * blocks * Q8_BYTES);
     for (index, from) in bytes.as_chunks::<34>().0.iter().enumerate() {
         let (output, block) = (index / blocks, index % blocks);
         let column = output % PANEL;
@@ -194,6 +206,11 @@ impl Loaded {
     ) -> Result<Self, OpenError> {
         let rows = &checkpoint.tensors;
         let kinds = rows.iter().map(|row| checkpoint.require(row)).collect::<Result<Vec<_>, _>>()?;
+        let rounds = |row: &TensorRow| quantization.rounds_weights() && row.is_quantised();
+        let arena = Arena::new(rows.iter().zip(&kinds).filter_map(|(row, kind)| {
+            let [inputs, outputs] = row.dimensions[..] else { return None };
+            Some(panel_bytes(*kind, rounds(row), outputs, inputs))
+        }));
         let (loaded, failed) = (Mutex::new(Self::default()), Mutex::new(None));
         let (total, done) = (checkpoint.info().parameters, AtomicU64::new(0));
         threads
@@ -201,7 +218,7 @@ impl Loaded {
                 let row = &rows[unit];
                 match checkpoint.read(row) {
                     Ok(bytes) => {
-                        Self::add(&loaded, row, (kinds[unit], quantization), &bytes);
+                        Self::add(&loaded, &arena, row, (kinds[unit], rounds(row)), &bytes);
                         let numbers = row.elements() as u64;
                         progress(done.fetch_add(numbers, Ordering::Relaxed) + numbers, total);
                     }
@@ -217,17 +234,18 @@ impl Loaded {
 
     fn add(
         loaded: &Mutex<Self>,
+        arena: &Arc<Arena>,
         row: &TensorRow,
-        (kind, quantization): (TensorType, Quantization),
+        (kind, rounded): (TensorType, bool),
         bytes: &[u8],
     ) {
         let key = (row.layer, row.role);
         // The conversion runs without the lock.
         if let [inputs, outputs] = row.dimensions[..] {
-            let matrix = if quantization.rounds_weights() && row.is_quantised() {
-                Linear::rounded(floats(kind, bytes), outputs, inputs)
+            let matrix = if rounded {
+                Linear::rounded(arena, floats(kind, bytes), outputs, inputs)
             } else {
-                Linear::repack(kind, bytes, outputs, inputs)
+                Linear::repack(arena, kind, bytes, outputs, inputs)
             };
             loaded.lock().expect("no panic under this lock").matrices.insert(key, matrix);
         } else {
@@ -324,7 +342,8 @@ mod tests {
                 (0..outputs * inputs / 32 * block_bytes).map(|_| random.next() as u8).collect();
             // Keeps the exponents of f16 scales below infinity.
             bytes.chunks_exact_mut(2).for_each(|pair| pair[1] &= 0xb3);
-            let matrix = Linear::repack(kind, &bytes, outputs, inputs);
+            let arena = Arena::new([panel_bytes(kind, false, outputs, inputs)].into_iter());
+            let matrix = Linear::repack(&arena, kind, &bytes, outputs, inputs);
             let mut found = vec![0.0; outputs * inputs];
             for (output, to) in found.chunks_exact_mut(inputs).enumerate() {
                 matrix.copy_output(output, to);

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes::Lanes;
-use super::{Kernels, Product, QuantisedProduct, kernels, matrix, pointwise};
+use super::{Kernels, PANEL, Product, QuantisedProduct, kernels, matrix, pointwise};
 
 pub(super) struct Avx2;
 
@@ -86,6 +86,53 @@ impl Lanes for Avx2 {
                 ],
             )
         }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self::V; 16]) -> [Self::V; 16] {
+        // SAFETY: see above.
+        unsafe {
+            let mut columns = rows;
+            for half in 0..2 {
+                for lane in 0..2 {
+                    let mut block = [_mm256_setzero_ps(); 8];
+                    for row in 0..8 {
+                        block[row] = rows[8 * half + row][lane];
+                    }
+                    let block = transpose_8(block);
+                    for column in 0..8 {
+                        columns[8 * lane + column][half] = block[column];
+                    }
+                }
+            }
+            columns
+        }
+    }
+}
+
+/// # Safety
+/// The machine supports AVX2.
+#[inline(always)]
+unsafe fn transpose_8(rows: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut quads = rows;
+        for group in 0..2 {
+            let first = 4 * group;
+            let (a, b, c, d) = (rows[first], rows[first + 1], rows[first + 2], rows[first + 3]);
+            let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+            quads[4 * group] = _mm256_shuffle_ps::<0x44>(ab, cd);
+            quads[4 * group + 1] = _mm256_shuffle_ps::<0xee>(ab, cd);
+            quads[4 * group + 2] = _mm256_shuffle_ps::<0x44>(ab_high, cd_high);
+            quads[4 * group + 3] = _mm256_shuffle_ps::<0xee>(ab_high, cd_high);
+        }
+        let mut columns = quads;
+        for i in 0..4 {
+            columns[i] = _mm256_permute2f128_ps::<0x20>(quads[i], quads[4 + i]);
+            columns[4 + i] = _mm256_permute2f128_ps::<0x31>(quads[i], quads[4 + i]);
+        }
+        columns
     }
 }
 

@@ -24,4 +24,6 @@ pub(super) trait Lanes {
     unsafe fn load_i8(from: *const u8) -> Self::V;
     /// Loads the low nibbles and the high nibbles of 16 bytes.
     unsafe fn load_nibbles(from: *const u8) -> (Self::V, Self::V);
+    /// Column `i` of the 16 rows becomes row `i`.
+    unsafe fn transpose(rows: [Self::V; 16]) -> [Self::V; 16];
 }

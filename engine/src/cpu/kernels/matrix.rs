@@ -216,3 +216,33 @@ unsafe fn product_rows<L: Lanes, const R: usize>(job: &Product, first: usize) ->
     }
     R
 }
+
+/// See [`Kernels::transpose`](super::Kernels::transpose).
+///
+/// # Safety
+/// The contract of `Kernels`.
+#[inline(always)]
+pub(super) unsafe fn transpose<L: Lanes>(rows: &[*const f32; PANEL], depth: usize, out: *mut f32) {
+    // SAFETY: reads `depth` floats of each row, and writes `depth` rows of 32 floats.
+    unsafe {
+        for half in 0..2 {
+            let rows: [*const f32; 16] = std::array::from_fn(|row| rows[16 * half + row]);
+            let out = out.add(16 * half);
+            for first in (0..depth - depth % 16).step_by(16) {
+                // Loops instead of closures, for the reason that `Consumer` states.
+                let mut block = [L::splat(0.0); 16];
+                for (block, row) in block.iter_mut().zip(rows) {
+                    *block = L::load(row.add(first));
+                }
+                for (column, values) in L::transpose(block).into_iter().enumerate() {
+                    L::store(out.add((first + column) * PANEL), values);
+                }
+            }
+            for column in depth - depth % 16..depth {
+                for (at, row) in rows.into_iter().enumerate() {
+                    *out.add(column * PANEL + at) = *row.add(column);
+                }
+            }
+        }
+    }
+}

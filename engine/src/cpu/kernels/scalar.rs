@@ -1,7 +1,7 @@
 //! Kernels in plain Rust, for every architecture.
 
 use super::lanes::Lanes;
-use super::{Kernels, Product, QuantisedProduct, kernels, matrix, pointwise};
+use super::{Kernels, PANEL, Product, QuantisedProduct, kernels, matrix, pointwise};
 
 pub(super) struct Scalar;
 
@@ -54,6 +54,11 @@ impl Lanes for Scalar {
         // SAFETY: the caller's contract.
         let bytes = unsafe { from.cast::<[u8; 16]>().read() };
         (bytes.map(|byte| f32::from(byte & 15)), bytes.map(|byte| f32::from(byte >> 4)))
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self::V; 16]) -> [Self::V; 16] {
+        std::array::from_fn(|column| rows.map(|row| row[column]))
     }
 }
 

@@ -82,6 +82,20 @@ proptest! {
     }
 
     #[test]
+    fn every_set_transposes(depth in 1usize..70, seed: u64) {
+        let x = floats(&mut Random(seed), PANEL * depth);
+        let rows = std::array::from_fn(|row| x[row * depth..].as_ptr());
+        for kernels in Kernels::all() {
+            let mut out = vec![f32::NAN; depth * PANEL];
+            // SAFETY: the rows have `depth` floats and `out` has `depth` rows. This machine supports the kernels.
+            unsafe { (kernels.transpose)(&rows, depth, out.as_mut_ptr()) };
+            for (at, got) in out.iter().enumerate() {
+                prop_assert_eq!(*got, x[at % PANEL * depth + at / PANEL], "{} {}", kernels.name, at);
+            }
+        }
+    }
+
+    #[test]
     fn fused_products_equal_unpacked_ones(rows in 1usize..=FUSED_ROWS, blocks in 1usize..5, q4: bool, seed: u64) {
         let mut random = Random(seed);
         let depth = blocks * BLOCK;

@@ -1,0 +1,131 @@
+//! The memory of the weights: one mapping, which asks the system for huge pages.
+//!
+//! A decode step reads all weights once, so most of its reads miss the caches. With pages of 4 KiB most of them also miss the TLB.
+//! On the virtual machine measured, a core reads 18 GB/s from pages of 4 KiB and 32 GB/s from huge pages. Matrices of small models
+//! are smaller than a huge page, so they share one mapping.
+
+use std::alloc::{Layout, handle_alloc_error};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+/// Every block begins at a multiple of this: a cache line.
+const ALIGNMENT: usize = 64;
+
+/// A mapping that is divided into blocks. A block lives as long as its owner, and the mapping as long as its last block.
+pub(super) struct Arena {
+    base: NonNull<u8>,
+    bytes: usize,
+    used: AtomicUsize,
+}
+
+// SAFETY: the arena accesses its memory only through blocks, which do not overlap.
+unsafe impl Send for Arena {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Maps memory for blocks of these sizes in bytes. The system commits it on first access. As for a `Vec`, the process ends
+    /// if the system refuses it.
+    pub(super) fn new(blocks: impl Iterator<Item = usize>) -> Arc<Self> {
+        let bytes = blocks.map(|bytes| bytes.next_multiple_of(ALIGNMENT)).sum::<usize>().max(ALIGNMENT);
+        // SAFETY: a new anonymous mapping does not affect existing memory.
+        let address = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        };
+        let layout = Layout::from_size_align(bytes, ALIGNMENT).expect("weights fit in the address space");
+        let Ok(address) = address else { handle_alloc_error(layout) };
+        // This is advice: errors are ignored.
+        // SAFETY: the range is the mapping made above.
+        let _ = unsafe { madvise(address, bytes, Advice::LinuxHugepage) };
+        let base = NonNull::new(address.cast()).expect("mmap without a fixed address never returns null");
+        Arc::new(Self { base, bytes, used: AtomicUsize::new(0) })
+    }
+
+    /// Takes a block of `count` zeros.
+    ///
+    /// # Panics
+    /// If the blocks taken are larger than those given to [`new`](Self::new).
+    pub(super) fn take<T: Plain>(self: &Arc<Self>, count: usize) -> Block<T> {
+        let bytes = (count * size_of::<T>()).next_multiple_of(ALIGNMENT);
+        let start = self.used.fetch_add(bytes, Ordering::Relaxed);
+        assert!(start + bytes <= self.bytes, "the arena of {} bytes is full", self.bytes);
+        // SAFETY: inside the mapping, as just checked.
+        let base = unsafe { self.base.add(start) }.cast();
+        Block { _arena: Arc::clone(self), base, count, numbers: PhantomData }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`. Blocks own the arena, so none is left.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A type of numbers for which zero bytes are a valid value.
+pub(super) trait Plain: Copy {}
+impl Plain for u8 {}
+impl Plain for f32 {}
+
+/// Numbers in an [`Arena`].
+pub(super) struct Block<T> {
+    _arena: Arc<Arena>,
+    base: NonNull<T>,
+    count: usize,
+    numbers: PhantomData<[T]>,
+}
+
+// SAFETY: a block is the only owner of its numbers, like a `Vec`.
+unsafe impl<T: Plain + Send> Send for Block<T> {}
+// SAFETY: as for `Send`.
+unsafe impl<T: Plain + Sync> Sync for Block<T> {}
+
+impl<T> Deref for Block<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `take` made the block of `count` initialised numbers. Blocks do not overlap.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.count) }
+    }
+}
+
+impl<T> DerefMut for Block<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as for `deref`.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.count) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_zero_aligned_and_apart_and_outlive_the_arena() {
+        let arena = Arena::new([3, 70 * 4].into_iter());
+        let (mut bytes, mut floats) = (arena.take::<u8>(3), arena.take::<f32>(70));
+        drop(arena);
+        assert!(bytes.iter().all(|&byte| byte == 0) && floats.iter().all(|&float| float == 0.0));
+        assert!(bytes.as_ptr().addr().is_multiple_of(ALIGNMENT));
+        assert!(floats.as_ptr().addr().is_multiple_of(ALIGNMENT));
+        bytes.fill(7);
+        floats.fill(1.5);
+        assert_eq!((&bytes[..], &floats[..]), (&[7; 3][..], &[1.5; 70][..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "the arena of 64 bytes is full")]
+    fn more_than_was_asked_for_panics() {
+        Arena::new([10].into_iter()).take::<u8>(65);
+    }
+}
