@@ -236,7 +236,7 @@ pub(super) fn check(gpu: &mut CudaEngine) -> Result<usize> {
     ensure!(right == ahead, "one step in flight gives {right:?}, two give {ahead:?}");
     for case in &all {
         sequences.renew();
-        let alone = sequences.decode(gpu, &[*case], case % 2 == 0)?;
+        let alone = sequences.decode(gpu, &[*case], case.is_multiple_of(2))?;
         ensure!(alone[*case] == right[*case], "alone {:?}, in company {:?}", alone[*case], right[*case]);
     }
     sequences.renew();

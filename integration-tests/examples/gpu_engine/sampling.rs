@@ -26,7 +26,7 @@ fn adjusted(how: Sampling, row: usize) -> Sampling {
 
 /// Some tokens, of which a few occur often.
 fn history(row: usize, length: usize) -> Vec<u32> {
-    let token = |n: usize| if n % 3 == 0 { row % 5 } else { (n * n + row) * 37 % 1009 };
+    let token = |n: usize| if n.is_multiple_of(3) { row % 5 } else { (n * n + row) * 37 % 1009 };
     (0..length).map(|n| token(n) as u32).collect()
 }
 
