@@ -1,4 +1,4 @@
-// Counts the tokens of sequences whose places do not have their counts yet.
+// Fills places of the token counts from the tokens of their sequences.
 //
 // Eight blocks count a sequence. Each has an eighth of the vocabulary in shared memory, and reads all tokens.
 
@@ -64,8 +64,8 @@ __global__ void __launch_bounds__(THREADS) count(const CountTokens of) {
 
 }  // namespace
 
-// Place p of the counts = the counts of sequence s, for each sequence. A sequence has four words: p, and the places in `tokens` where its prompt
-// begins, where its sampled tokens begin, and where they end. Tokens outside the vocabulary are not counted.
+// Place p of the counts = the counts of sequence s, for each sequence. A sequence has four words: p, and the offsets in `tokens` at which its prompt
+// begins, its sampled tokens begin, and they end. Tokens outside the vocabulary are not counted.
 extern "C" int baton_count_tokens(const CountTokens* arguments, cudaStream_t stream) {
   const int vocabulary = arguments->vocabulary;
   if (arguments->count == 0) return cudaSuccess;

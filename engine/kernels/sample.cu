@@ -371,8 +371,9 @@ extern "C" int baton_vocabulary_max() { return IDS_MAX * BLOCKS; }
 
 // out[r] = the token sampled from row r of the logits with `settings[r]`, which has twelve words. If `mask_of` is not null, only tokens that
 // mask number mask_of[r] allows are sampled; -1 allows all, and -2 samples nothing. A mask has a bit per token, the lowest bit of a word first.
-// If `place_of` is not null, the biases of row r are those from bias_starts[r] to before bias_starts[r + 1], ordered by token, and place
-// place_of[r] of the counts has the tokens of its sequence, to which the sampled token is added. -1: the row has no penalties.
+// If `place_of` is not null:
+// - Row r has the biases bias_starts[r] to bias_starts[r + 1] - 1, ordered by token.
+// - place_of[r] is the place of the row's sequence in the counts. The sampled token is counted there. -1: the row has no penalties.
 extern "C" int baton_sample_rows(const SampleRows* arguments, cudaStream_t stream) {
   const int vocabulary = arguments->vocabulary;
   if (arguments->rows == 0) return cudaSuccess;

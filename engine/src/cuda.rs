@@ -7,8 +7,8 @@
 //! sampled token is recomputed as part of a prompt, its keys, values and logits may differ in the last bits.
 //!
 //! # Threads
-//! The engine's owner thread submits steps to one stream and polls an event. Only a step whose prompts read FP8 pages in several [groups](attention)
-//! blocks. The device takes all samples, so a step may use tokens that the host has not read yet.
+//! The engine's owner thread submits steps to one stream and polls an event. A step blocks in two cases: its prompts read FP8 pages in several
+//! [groups](attention), or its biases and token histories need more memory than those of any step before. The device takes all samples, so a step may use tokens that the host has not read yet.
 //! Two steps may be in flight. There are two sets of host buffers, and steps alternate between them.
 //! Page hashes run on a separate stream, from any thread.
 //!
@@ -269,7 +269,7 @@ impl Engine for CudaEngine {
             return Err(EngineError::NotReady("the step does not wait for masks"));
         };
         // The masks come in the batch's order, the samples in row order.
-        let mut waiting: Vec<(usize, usize)> = (flight.places.iter().copied().zip(0..))
+        let mut waiting: Vec<(usize, usize)> = (flight.chunks.iter().copied().zip(0..))
             .filter(|(_, row)| flight.samples[*row].waits())
             .collect();
         waiting.sort_unstable();

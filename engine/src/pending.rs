@@ -11,7 +11,10 @@ pub(crate) struct PendingSample {
     /// Tokens before the sampled one.
     pub(crate) position: u32,
     /// See [`Sampling::logprobs`].
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a HostSample has all settings"))]
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "only the GPU reads it; the host reads HostSample::how")
+    )]
     pub(crate) logprobs: Option<u32>,
     mask: PendingMask,
 }

@@ -55,7 +55,7 @@ pub struct Sampling {
     pub logprobs: Option<u32>,
 }
 
-/// The largest number of times that the frequency penalty counts a token. All backends have the same.
+/// The largest number of times that the frequency penalty counts a token. The CPU and the GPU use the same limit.
 pub(crate) const COUNT_MAX: u32 = 0x7FFF;
 
 impl Sampling {

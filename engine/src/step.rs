@@ -17,8 +17,8 @@ pub type TokenMask = Arc<[u32]>;
 /// sequence's pages. They attend causally to positions `0..start + tokens.len()`.
 #[derive(Clone, Copy, Debug)]
 pub struct Chunk<'a> {
-    /// The caller's id of the sequence. The engine returns it in [`SampledToken`]. An id names one sequence: its next chunk has the token that the engine
-    /// sampled last, or the engine samples that token again.
+    /// The caller's id of the sequence. The engine returns it in [`SampledToken`]. Do not use an id for two sequences: the engine keeps the token counts
+    /// of a sequence under its id. The next chunk of a sequence contains the last sampled token, or repeats the last position.
     pub sequence: u64,
     /// Token ids, at least one, each below [`ModelInfo::vocabulary`].
     pub tokens: &'a [u32],
@@ -81,7 +81,7 @@ pub enum TokenSource {
     Sampled,
     /// The single token is sampled by the previous step, which may still run. [`Chunk::tokens`] holds a placeholder. Only for an engine that
     /// [runs ahead](Engine::runs_ahead). The previous step must have taken the sample: if it is constrained, it must have got its mask. If this
-    /// chunk's sample [looks back](crate::Sampling::looks_back), so did that one.
+    /// chunk's sample [looks back](crate::Sampling::looks_back), the previous step's sample of the sequence must look back too.
     Follows,
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Flight {
     /// The sampled chunks, in row order.
     pub(super) samples: Vec<PendingSample>,
     /// The batch index of each of `samples`.
-    pub(super) places: Vec<usize>,
+    pub(super) chunks: Vec<usize>,
     /// Some samples have biases or penalties.
     pub(super) is_adjusted: bool,
     /// A CUDA graph replayed the step.
@@ -64,10 +64,10 @@ impl CudaEngine {
         // copy of its lists.
         unsafe { lists.lay_out(batch, followed, self.turn, rows.unwrap_or(0)) };
         let (order, sampled) = (lists.plan().order.clone(), lists.plan().sampled);
-        let places: Vec<usize> =
-            order.iter().copied().filter(|place| batch[*place].sample.is_some()).collect();
+        let chunks: Vec<usize> =
+            order.iter().copied().filter(|index| batch[*index].sample.is_some()).collect();
         // SAFETY: as above.
-        let is_adjusted = unsafe { self.adjust(batch, &places, assigned, sampled)? };
+        let is_adjusted = unsafe { self.adjust(batch, &chunks, assigned, sampled)? };
         if let Some(rows) = rows {
             self.replay(rows)?;
         } else {
@@ -80,15 +80,15 @@ impl CudaEngine {
             self.forward.submit(&self.step_lists.upload(&self.stream)?, prefill.as_ref())?;
         }
         let samples: Vec<PendingSample> =
-            places.iter().filter_map(|place| PendingSample::of(&batch[*place])).collect();
-        let of_place = |place: &usize| {
-            let (chunk, score) = (&batch[*place], batch[*place].score?);
-            Some((*place, chunk.sequence, score.targets.len(), score.top))
+            chunks.iter().filter_map(|index| PendingSample::of(&batch[*index])).collect();
+        let of_chunk = |index: &usize| {
+            let (chunk, score) = (&batch[*index], batch[*index].score?);
+            Some((*index, chunk.sequence, score.targets.len(), score.top))
         };
-        let scored = order.iter().filter_map(of_place).collect();
+        let scored = order.iter().filter_map(of_chunk).collect();
         let waits = samples.iter().any(PendingSample::waits);
         let (turn, is_graph) = (self.turn, rows.is_some());
-        let mut flight = Flight { turn, samples, places, is_adjusted, is_graph, scored, is_sampled: false };
+        let mut flight = Flight { turn, samples, chunks, is_adjusted, is_graph, scored, is_sampled: false };
         if waits {
             self.readbacks[self.turn].computed.record(&self.stream)?;
         } else {
@@ -98,20 +98,20 @@ impl CudaEngine {
         Ok(flight)
     }
 
-    /// Brings the biases and penalties of a step with `rows` sampled rows to the device. `places` are the batch indices of the first of these rows; the
-    /// others are padding. False if there are no biases and penalties.
+    /// Brings the biases and penalties of a step with `rows` sampled rows to the device. `chunks` are the batch indices of the first of these rows; the
+    /// others are padding. False if there are no biases or penalties.
     ///
     /// # Safety
     /// The last step with the same turn has finished.
     unsafe fn adjust(
         &mut self,
         batch: &[Chunk<'_>],
-        places: &[usize],
+        chunks: &[usize],
         assigned: &[Option<Place>],
         rows: usize,
     ) -> Result<bool, CudaError> {
-        let sampled = places.iter().filter_map(|place| {
-            let (chunk, place) = (&batch[*place], assigned[*place]);
+        let sampled = chunks.iter().filter_map(|index| {
+            let (chunk, place) = (&batch[*index], assigned[*index]);
             Some(AdjustedRow { sample: chunk.sample?, position: chunk.end(), place })
         });
         let sampled: Vec<AdjustedRow<'_>> = sampled.collect();
@@ -120,8 +120,8 @@ impl CudaEngine {
         }
         // SAFETY: the caller's contract. `Drop` waits for the stream.
         unsafe { self.adjustments.upload(&sampled, rows, self.turn, &self.stream)? };
-        for place in places.iter().filter(|place| assigned[**place].is_some()) {
-            self.places.counts(batch[*place].sequence, batch[*place].end());
+        for index in chunks.iter().filter(|index| assigned[**index].is_some()) {
+            self.places.set_counted(batch[*index].sequence, batch[*index].end());
         }
         Ok(true)
     }
@@ -163,7 +163,7 @@ impl CudaEngine {
         self.followed.clear();
         for (row, sample) in flight.samples.iter().enumerate().filter(|(_, sample)| !sample.is_late()) {
             self.followed.insert(sample.sequence, row);
-            self.places.counts(sample.sequence, sample.position as usize + 1);
+            self.places.set_counted(sample.sequence, sample.position as usize + 1);
         }
         Ok(())
     }
@@ -212,26 +212,26 @@ impl CudaEngine {
         let (of_prompts, of_samples) = scores.split_at(rows_scored * SCORE_WORDS);
         let mut of_samples = of_samples.chunks_exact(SCORE_WORDS);
         let mut placed: Vec<(usize, SampledToken)> = Vec::with_capacity(flight.samples.len());
-        for (row, (sample, place)) in flight.samples.iter().zip(flight.places).enumerate() {
+        for (row, (sample, index)) in flight.samples.iter().zip(flight.chunks).enumerate() {
             let reported = sample.logprobs.and_then(|top| Some((of_samples.next()?, top.min(most))));
             if sample.is_late() {
                 continue;
             }
             let logprobs = reported.map(|(words, top)| Box::new(logprobs_of(words, top)));
-            placed.push((place, sample.sampled(Token { id: chosen[row].cast_unsigned(), logprobs })));
+            placed.push((index, sample.sampled(Token { id: chosen[row].cast_unsigned(), logprobs })));
         }
-        placed.sort_by_key(|(place, _)| *place);
+        placed.sort_by_key(|(index, _)| *index);
         let tokens = placed.into_iter().map(|(_, token)| token).collect();
         let mut words = of_prompts.chunks_exact(SCORE_WORDS);
         let mut scores: Vec<(usize, ScoredChunk)> = Vec::with_capacity(flight.scored.len());
-        for (place, sequence, count, top) in flight.scored {
+        for (index, sequence, count, top) in flight.scored {
             let of_row = |words| logprobs_of(words, top.min(most));
             scores.push((
-                place,
+                index,
                 ScoredChunk { sequence, targets: words.by_ref().take(count).map(of_row).collect() },
             ));
         }
-        scores.sort_by_key(|(place, _)| *place);
+        scores.sort_by_key(|(index, _)| *index);
         StepOutput { tokens, scores: scores.into_iter().map(|(_, chunk)| chunk).collect() }
     }
 }

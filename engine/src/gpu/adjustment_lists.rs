@@ -27,6 +27,8 @@ pub(crate) struct AdjustedRow<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct AdjustmentLists {
     words: Vec<u32>,
+    /// Memory for the biases of all rows while they are sorted.
+    sorted: Vec<(u32, f32)>,
     rows: usize,
     biases: usize,
     sequences: usize,
@@ -35,18 +37,18 @@ pub(crate) struct AdjustmentLists {
 impl AdjustmentLists {
     /// Writes the lists of a step that samples `rows` rows: `sampled`, and padding rows.
     pub(crate) fn lay_out(&mut self, sampled: &[AdjustedRow<'_>], rows: usize, vocabulary: usize) {
-        let Self { words, .. } = self;
+        let Self { words, sorted: biases, .. } = self;
         words.clear();
+        biases.clear();
         let place_of = |row: &AdjustedRow<'_>| row.place.map_or(u32::MAX, |place| place.index as u32);
         words.extend(sampled.iter().map(place_of));
         words.resize(rows, u32::MAX);
-        let mut biases = Vec::new();
         for row in sampled {
             words.push(biases.len() as u32);
             let first = biases.len();
             let known = row.sample.how.logit_bias.iter().filter(|(token, _)| (*token as usize) < vocabulary);
             biases.extend(known.copied());
-            // The sort is stable: several biases of a token are added in the order of the request.
+            // The sort is stable: several biases of a token are added in the order of the request. The frontend has sorted them, which makes this fast.
             biases[first..].sort_by_key(|(token, _)| *token);
         }
         words.resize(2 * rows + 1, biases.len() as u32);
@@ -61,7 +63,8 @@ impl AdjustmentLists {
             next += tokens;
         }
         filled().for_each(|(row, _)| words.extend(tokens_of(row)));
-        (self.rows, self.biases, self.sequences) = (rows, biases.len(), filled().count());
+        let (biases, sequences) = (biases.len(), filled().count());
+        (self.rows, self.biases, self.sequences) = (rows, biases, sequences);
     }
 
     /// The words of all lists.

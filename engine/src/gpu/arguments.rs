@@ -115,8 +115,8 @@ arguments! {
         rows: i32,
         vocabulary: i32,
     }
-    /// Place `p` of the counts = the counts of a sequence, for each of `count` sequences. `sequences` has `p` and three places in `tokens` of each: where
-    /// its prompt begins, where its sampled tokens begin, and where they end.
+    /// Place `p` of the counts = the counts of a sequence, for each of `count` sequences. Each sequence has four words: `p`, and the offsets in `tokens`
+    /// at which its prompt begins, its sampled tokens begin, and they end.
     CountTokens, 32 bytes {
         sequences: *const i32,
         tokens: *const u32,

@@ -1,8 +1,8 @@
-//! Which sequence has which place of the token counts on the device, and when the place must be filled.
+//! Assigns places of the token counts on the device to sequences, and tracks which places the host must fill.
 //!
 //! A place is filled from the tokens of its sequence. After that, the kernel that samples adds each sampled token, so the next step can be submitted
-//! before the host knows the token. There is a place for each row of the largest step. If all are taken, a sequence that is not in the step loses its
-//! place, and its place is filled again later.
+//! before the host knows the token. There is a place for each row of the largest step. If all are taken, the sequence that has waited longest loses its
+//! place, which is filled again when the sequence returns. If more sequences take turns than there are places, places are filled at each turn.
 
 use std::collections::HashMap;
 
@@ -99,7 +99,7 @@ impl Places {
     }
 
     /// The place of a sequence counts its first `tokens` tokens, because it was filled or the device added the last one.
-    pub(crate) fn counts(&mut self, sequence: u64, tokens: usize) {
+    pub(crate) fn set_counted(&mut self, sequence: u64, tokens: usize) {
         if let Some(index) = self.of.get(&sequence) {
             self.held[*index].counted = Some(tokens);
         }
@@ -133,8 +133,8 @@ mod tests {
     fn step(places: &mut Places, rows: &[LookingBack]) -> Vec<(usize, bool)> {
         let assigned = places.assign(rows).expect("all places count their tokens");
         for row in rows {
-            places.counts(row.sequence, row.position);
-            places.counts(row.sequence, row.position + 1);
+            places.set_counted(row.sequence, row.position);
+            places.set_counted(row.sequence, row.position + 1);
         }
         assigned.into_iter().map(|place| (place.index, place.needs_fill)).collect()
     }
@@ -152,9 +152,9 @@ mod tests {
     fn a_sample_that_was_not_taken_is_not_counted() {
         let mut places = Places::new(1);
         places.assign(&[row(1, 5)]).unwrap();
-        places.counts(1, 5);
+        places.set_counted(1, 5);
         assert_eq!(places.assign(&[row(1, 5)]), Ok(vec![Place { index: 0, needs_fill: false }]));
-        places.counts(1, 6);
+        places.set_counted(1, 6);
         assert_eq!(
             places.assign(&[row(1, 5)]),
             Ok(vec![Place { index: 0, needs_fill: true }]),
@@ -212,12 +212,12 @@ mod tests {
                     used.push(place.index);
                     if place.needs_fill {
                         device.insert(place.index, (row.sequence, row.position));
-                        places.counts(row.sequence, row.position);
+                        places.set_counted(row.sequence, row.position);
                     }
                     prop_assert_eq!(device[&place.index], (row.sequence, row.position));
                     if *what > 0 {
                         device.insert(place.index, (row.sequence, row.position + 1));
-                        places.counts(row.sequence, row.position + 1);
+                        places.set_counted(row.sequence, row.position + 1);
                         lengths[row.sequence as usize] += 1;
                     }
                 }

@@ -121,6 +121,7 @@ impl Sequences {
         answers: &Answers,
         (step, output): (usize, &StepOutput),
     ) -> Result<()> {
+        ensure!(output.tokens.len() == which.len(), "{} rows, {} tokens", which.len(), output.tokens.len());
         for (row, (case, found)) in which.iter().zip(&output.tokens).enumerate() {
             let (of, tokens) = (&self.cases[*case], self.history(*case, answers, step));
             let prompt = of.prompt.len() as u32;
@@ -175,12 +176,17 @@ impl Sequences {
             let found: Vec<usize> =
                 output.tokens.iter().map(|token| (token.sequence - self.first) as usize).collect();
             ensure!(found == *sampled, "sequences {found:?} were sampled, not {sampled:?}");
+            for (case, sampled) in found.iter().zip(&output.tokens) {
+                let right = &right[*case][LATE];
+                ensure!(sampled.token == *right, "beside late masks, {:?} and not {right:?}", sampled.token);
+            }
             self.add(&mut answers, &output);
         }
         // The tokens of the constrained sequences are not known, so they follow.
         constrained.iter().for_each(|case| answers[*case].truncate(LATE));
         let mut step = self.submit(gpu, &constrained, &answers, (LATE + 1, false))?;
         let output = wait(gpu, &mut step)?;
+        ensure!(output.tokens.len() == constrained.len(), "{} tokens", output.tokens.len());
         for (case, sampled) in constrained.iter().zip(&output.tokens) {
             let right = &right[*case][LATE + 1];
             ensure!(sampled.token == *right, "after a late mask, {:?} and not {right:?}", sampled.token);
@@ -198,6 +204,7 @@ impl Sequences {
             let answers = if step == STEPS - 1 { right } else { &answers };
             let mut submitted = self.submit(gpu, &some, answers, (step, false))?;
             let output = wait(gpu, &mut submitted)?;
+            ensure!(output.tokens.len() == some.len(), "{} tokens", output.tokens.len());
             for (case, sampled) in some.iter().zip(&output.tokens) {
                 let right = &right[*case][step];
                 ensure!(sampled.token == *right, "step {step}: {:?} and not {right:?}", sampled.token);

@@ -9,8 +9,8 @@ use super::{run, scores};
 const ROWS: usize = 48;
 
 /// How rows are adjusted in turn: settings with penalties and biases for the tokens of [`history`], or none.
-fn adjusted(how: Sampling, row: usize) -> Sampling {
-    let token = |n: usize| (n * 37 % 1009) as u32;
+fn adjusted(how: Sampling, row: usize, vocabulary: usize) -> Sampling {
+    let token = |n: usize| spread(n * 37 % 1009, vocabulary);
     let biases = |count: usize| (0..count).map(|n| (token(n % 700), n as f32 * 0.37 - 9.0)).collect();
     let (repetition_penalty, presence_penalty, frequency_penalty, logit_bias) = match row % 7 {
         1 => (1.3, 0.0, 0.0, Vec::new()),
@@ -24,10 +24,19 @@ fn adjusted(how: Sampling, row: usize) -> Sampling {
     Sampling { repetition_penalty, presence_penalty, frequency_penalty, logit_bias, ..how }
 }
 
-/// Some tokens, of which a few occur often.
-fn history(row: usize, length: usize) -> Vec<u32> {
-    let token = |n: usize| if n.is_multiple_of(3) { row % 5 } else { (n * n + row) * 37 % 1009 };
-    (0..length).map(|n| token(n) as u32).collect()
+/// Some tokens, of which a few occur often. In some rows one occurs more often than is counted.
+fn history(row: usize, vocabulary: usize) -> Vec<u32> {
+    let often = row % 5;
+    if row % 91 == 3 {
+        return vec![spread(often, vocabulary); 70_000];
+    }
+    let token = |n: usize| if n.is_multiple_of(3) { often } else { (n * n + row) * 37 % 1009 };
+    (0..row * 131 % 3000).map(|n| spread(token(n), vocabulary)).collect()
+}
+
+/// Token `n` of 1,009 tokens that are spread over the vocabulary.
+fn spread(n: usize, vocabulary: usize) -> u32 {
+    (n * (vocabulary / 1009).max(1)) as u32
 }
 
 /// Settings with loose and tight limits, alone and combined. At the highest temperature thousands of tokens have equal probabilities.
@@ -49,12 +58,15 @@ fn settings() -> Vec<Sampling> {
 /// Samples with all settings, `times` times each, in steps of many rows and in one step with a prompt. Rows with penalties, biases and log probabilities
 /// are mixed in. Returns how many tokens were compared.
 pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
+    let vocabulary = gpu.model().vocabulary;
     let mut settings: Vec<Sampling> = (0..times)
         .flat_map(|time| settings().into_iter().map(move |how| Sampling { seed: how.seed + time, ..how }))
         .collect();
     settings.iter_mut().step_by(5).for_each(|how| how.logprobs = Some(1));
-    settings.iter_mut().enumerate().for_each(|(row, how)| *how = adjusted(how.clone(), row));
-    let vocabulary = gpu.model().vocabulary;
+    settings
+        .iter_mut()
+        .enumerate()
+        .for_each(|(row, how)| *how = adjusted(how.clone(), row, vocabulary as usize));
     let pages: Vec<PageId> = (0..=ROWS as u32).map(PageId).collect();
     let mut compared = 0;
     while !settings.is_empty() {
@@ -106,10 +118,12 @@ pub(super) fn check_made_up(gpu: &CudaEngine) -> Result<usize> {
                 (compared..).take(settings.len()).map(|row| made_up(row, vocabulary)).collect();
             let masks: Vec<Option<Vec<u32>>> =
                 (compared..).take(settings.len()).map(|row| mask(row, vocabulary)).collect();
-            let settings: Vec<Sampling> =
-                (compared..).zip(settings).map(|(row, how)| adjusted((**how).clone(), row)).collect();
+            let settings: Vec<Sampling> = (compared..)
+                .zip(settings)
+                .map(|(row, how)| adjusted((**how).clone(), row, vocabulary))
+                .collect();
             let tokens: Vec<Vec<u32>> =
-                (compared..).take(settings.len()).map(|row| history(row, row * 131 % 3000)).collect();
+                (compared..).take(settings.len()).map(|row| history(row, vocabulary)).collect();
             let sample = |n: usize| {
                 let prompt = tokens[n].len() as u32 / 2;
                 Sample { how: &settings[n], tokens: &tokens[n], prompt, constrained: masks[n].is_some() }

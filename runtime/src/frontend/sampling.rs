@@ -79,7 +79,7 @@ fn logprobs(kind: ApiKind, fields: &Fields<'_>) -> Result<Option<u32>, ApiError>
     }
 }
 
-/// Reads `logit_bias`: an object `{"token id": bias}`.
+/// Reads `logit_bias`: an object `{"token id": bias}`. The result is ordered by token. A GPU needs this order, and the order of equal tokens.
 fn logit_bias(fields: &Fields<'_>, vocabulary: u32) -> Result<Vec<(u32, f32)>, ApiError> {
     let Some(value) = fields.get("logit_bias") else { return Ok(Vec::new()) };
     let expect = "an object of token ids and biases";
@@ -98,5 +98,7 @@ fn logit_bias(fields: &Fields<'_>, vocabulary: u32) -> Result<Vec<(u32, f32)>, A
         let name = format!("logit_bias[{id}]");
         Ok((id, number.ok_or_else(|| wrong(&name, "a number from -100 to 100", bias))? as f32))
     };
-    biases.first.into_iter().map(bias).collect()
+    let mut read = biases.first.into_iter().map(bias).collect::<Result<Vec<_>, ApiError>>()?;
+    read.sort_by_key(|(token, _)| *token);
+    Ok(read)
 }

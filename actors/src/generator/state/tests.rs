@@ -350,6 +350,7 @@ fn all_settings_run_ahead_and_samples_that_look_back_have_the_tokens() {
             sample.history.as_ref().map(|history| history.read().clone())
         };
         assert_eq!(history(&first), looks_back.then(|| vec![10, 11]), "{sampling:?}");
+        assert_eq!(first.chunks[0].sample.as_ref().map(|sample| sample.prompt), Some(2));
         assert_eq!(rows(&second), [(0, 2, true)]);
         state.on_step(Ok(samples(&first, 7)), 0);
         assert_eq!(history(&second), looks_back.then(|| vec![10, 11, 7]), "the steps share the tokens");
