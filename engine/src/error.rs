@@ -192,6 +192,16 @@ pub enum OpenError {
         /// The system's error.
         error: std::io::Error,
     },
+    /// The operating system refuses memory for the weights.
+    #[error(
+        "no memory for {bytes} bytes of weights: {error}; serve a smaller model, or raise the limit of the process's memory"
+    )]
+    WeightMemory {
+        /// The size.
+        bytes: u64,
+        /// The system's error.
+        error: std::io::Error,
+    },
     /// A worker thread panicked while loading. Its message is on stderr.
     #[error("a worker thread panicked while loading the model: this is a bug, please report it")]
     WorkerPanicked,
@@ -223,6 +233,7 @@ impl OpenError {
             Self::NoCuda => "no_cuda",
             Self::NoDummy => "no_dummy",
             Self::Thread { .. } => "thread",
+            Self::WeightMemory { .. } => "weight_memory",
             Self::WorkerPanicked => "worker_panicked",
         }
     }

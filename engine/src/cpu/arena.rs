@@ -4,7 +4,6 @@
 //! On the virtual machine measured, a core reads 18 GB/s from pages of 4 KiB and 32 GB/s from huge pages. Matrices of small models
 //! are smaller than a huge page, so they share one mapping.
 
-use std::alloc::{Layout, handle_alloc_error};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -12,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+use crate::error::OpenError;
 
 /// Every block begins at a multiple of this: a cache line.
 const ALIGNMENT: usize = 64;
@@ -29,9 +30,11 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Maps memory for blocks of these sizes in bytes. The system commits it on first access. As for a `Vec`, the process ends
-    /// if the system refuses it.
-    pub(super) fn new(blocks: impl Iterator<Item = usize>) -> Arc<Self> {
+    /// Maps memory for blocks of these sizes in bytes. The system commits it on first access.
+    ///
+    /// # Errors
+    /// [`OpenError::WeightMemory`] if the system refuses it.
+    pub(super) fn new(blocks: impl Iterator<Item = usize>) -> Result<Arc<Self>, OpenError> {
         let bytes = blocks.map(|bytes| bytes.next_multiple_of(ALIGNMENT)).sum::<usize>().max(ALIGNMENT);
         // SAFETY: a new anonymous mapping does not affect existing memory.
         let address = unsafe {
@@ -42,13 +45,13 @@ impl Arena {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         };
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).expect("weights fit in the address space");
-        let Ok(address) = address else { handle_alloc_error(layout) };
+        let address =
+            address.map_err(|error| OpenError::WeightMemory { bytes: bytes as u64, error: error.into() })?;
         // This is advice: errors are ignored.
         // SAFETY: the range is the mapping made above.
         let _ = unsafe { madvise(address, bytes, Advice::LinuxHugepage) };
         let base = NonNull::new(address.cast()).expect("mmap without a fixed address never returns null");
-        Arc::new(Self { base, bytes, used: AtomicUsize::new(0) })
+        Ok(Arc::new(Self { base, bytes, used: AtomicUsize::new(0) }))
     }
 
     /// Takes a block of `count` zeros.
@@ -56,10 +59,17 @@ impl Arena {
     /// # Panics
     /// If the blocks taken are larger than those given to [`new`](Self::new).
     pub(super) fn take<T: Plain>(self: &Arc<Self>, count: usize) -> Block<T> {
-        let bytes = (count * size_of::<T>()).next_multiple_of(ALIGNMENT);
-        let start = self.used.fetch_add(bytes, Ordering::Relaxed);
-        assert!(start + bytes <= self.bytes, "the arena of {} bytes is full", self.bytes);
-        // SAFETY: inside the mapping, as just checked.
+        let is_within = |end: &usize| *end <= self.bytes;
+        let bytes = count
+            .checked_mul(size_of::<T>())
+            .filter(is_within)
+            .map(|bytes| bytes.next_multiple_of(ALIGNMENT));
+        let start = bytes.map(|bytes| self.used.fetch_add(bytes, Ordering::Relaxed));
+        let end = start.zip(bytes).and_then(|(start, bytes)| start.checked_add(bytes)).filter(is_within);
+        let Some(start) = start.filter(|_| end.is_some()) else {
+            panic!("the arena of {} bytes is full", self.bytes)
+        };
+        // SAFETY: inside the mapping, as just checked, and at a multiple of 64 bytes, as `Plain` needs.
         let base = unsafe { self.base.add(start) }.cast();
         Block { _arena: Arc::clone(self), base, count, numbers: PhantomData }
     }
@@ -72,10 +82,15 @@ impl Drop for Arena {
     }
 }
 
-/// A type of numbers for which zero bytes are a valid value.
-pub(super) trait Plain: Copy {}
-impl Plain for u8 {}
-impl Plain for f32 {}
+/// A type of numbers.
+///
+/// # Safety
+/// Zero bytes are a valid value, and the alignment is at most that of a block.
+pub(super) unsafe trait Plain: Copy {}
+// SAFETY: any byte is valid.
+unsafe impl Plain for u8 {}
+// SAFETY: zero bytes are 0, and the alignment is 4.
+unsafe impl Plain for f32 {}
 
 /// Numbers in an [`Arena`].
 pub(super) struct Block<T> {
@@ -112,7 +127,7 @@ mod tests {
 
     #[test]
     fn blocks_are_zero_aligned_and_apart_and_outlive_the_arena() {
-        let arena = Arena::new([3, 70 * 4].into_iter());
+        let arena = Arena::new([3, 70 * 4].into_iter()).unwrap();
         let (mut bytes, mut floats) = (arena.take::<u8>(3), arena.take::<f32>(70));
         drop(arena);
         assert!(bytes.iter().all(|&byte| byte == 0) && floats.iter().all(|&float| float == 0.0));
@@ -126,6 +141,19 @@ mod tests {
     #[test]
     #[should_panic(expected = "the arena of 64 bytes is full")]
     fn more_than_was_asked_for_panics() {
-        Arena::new([10].into_iter()).take::<u8>(65);
+        Arena::new([10].into_iter()).unwrap().take::<u8>(65);
+    }
+
+    #[test]
+    #[should_panic(expected = "the arena of 64 bytes is full")]
+    fn a_size_beyond_the_address_space_panics() {
+        Arena::new([10].into_iter()).unwrap().take::<f32>(1 << 62);
+    }
+
+    #[test]
+    fn memory_that_the_system_refuses_is_an_error() {
+        let refused =
+            Arena::new([usize::MAX / 2].into_iter()).err().expect("no system has that much").to_string();
+        assert!(refused.starts_with("no memory for 9223372036854775"), "{refused}");
     }
 }

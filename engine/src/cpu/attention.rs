@@ -6,7 +6,7 @@
 //! over positions, both in ascending order. So a row's result depends neither on the other rows nor on how the sequence is
 //! split into chunks and pages. The softmax covers whole rows, not single blocks.
 
-use super::kernels::{FUSED_ROWS, Kernels, LINE, PANEL, Product, prefetch};
+use super::kernels::{Kernels, LINE, PANEL, Product, prefetch};
 use super::matrix::Matrix;
 use super::scratch::{Scratch, take};
 use crate::kv::{KeyOrValue, KvDtype, KvPool, PageId};
@@ -14,6 +14,8 @@ use crate::model::spec::AttentionSpec;
 
 /// Maximum number of rows of a unit.
 const TILE_ROWS: usize = 16;
+/// Up to this many rows, a unit waits for its keys and values longer than it computes.
+const PREFETCH_ROWS: usize = 4;
 
 /// The rows, positions and pages of a chunk, or of a part of it.
 #[derive(Clone, Copy, Debug)]
@@ -205,10 +207,10 @@ impl Attention<'_> {
         }
     }
 
-    /// Requests the keys or values of up to `count` positions from `first` on, if the unit has so few rows that it waits for memory.
-    /// The processor's own requests end at each 4 KiB, which are the keys or values of a head in a page of 16 tokens.
+    /// Prefetches the keys or values of up to `count` positions from `first` on, if the unit has so few rows that it waits for memory. The processor's own
+    /// prefetcher stops at the end of each 4 KiB. With heads of 64 numbers in f32, a head's keys in a page of 16 tokens take 4 KiB.
     fn request(&self, unit: &Unit<'_>, part: KeyOrValue, first: usize, count: usize) {
-        if unit.span.rows > FUSED_ROWS {
+        if unit.span.rows > PREFETCH_ROWS {
             return;
         }
         let layout = self.kv.layout();

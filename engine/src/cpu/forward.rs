@@ -6,7 +6,7 @@ use super::linear::{Epilogue, Task, apply};
 use super::matrix::Matrix;
 use super::rope::Rope;
 use super::scratch::{Scratch, take};
-use super::threads::{Threads, WorkerPanicked};
+use super::threads::{Claim, Threads, WorkerPanicked};
 use super::weights::{Layer, Weights};
 use crate::fp8_rounding::round_row;
 use crate::kv::{KeyOrValue, KvPool};
@@ -228,7 +228,7 @@ impl Pass<'_> {
             out: attended,
         };
         let units = attention::units(&self.shape.attention, self.spans);
-        self.threads.run(units.len(), &|unit, scratch| {
+        self.threads.run(units.len(), Claim::One, &|unit, scratch| {
             // SAFETY: this machine supports the kernels. The page tables are checked. The previous phase wrote this step's
             // positions, and no code writes them now. Units are distinct.
             unsafe { attention.compute(&units[unit], scratch) };
@@ -316,7 +316,7 @@ impl Pass<'_> {
     /// Calls `work` for every row of the step. Uses several threads if there is more than one unit of rows.
     fn each_row(&mut self, work: &(dyn Fn(usize, &mut Scratch) + Sync)) -> Result<(), WorkerPanicked> {
         let rows = self.rows;
-        self.threads.run(rows.div_ceil(UNIT_ROWS), &|unit, scratch| {
+        self.threads.run(rows.div_ceil(UNIT_ROWS), Claim::Part, &|unit, scratch| {
             (unit * UNIT_ROWS..rows.min((unit + 1) * UNIT_ROWS)).for_each(|row| work(row, scratch));
         })
     }

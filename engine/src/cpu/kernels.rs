@@ -65,14 +65,14 @@ pub(super) struct QuantisedProduct {
 /// Bytes that [`prefetch`] requests.
 pub(super) const LINE: usize = 64;
 
-/// Requests the cache line at this address for the L2 cache. It is read soon. The address may be invalid. More lines may be on
-/// their way to the L2 cache than to the L1 cache.
+/// Prefetches the cache line at this address into the L2 cache, which can wait for more lines at once than the L1 cache. The address may be invalid.
 #[inline(always)]
-pub(super) fn prefetch(_address: *const u8) {
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "only x86-64 has the instruction"))]
+pub(super) fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 machine has the instruction, and it never faults.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(_address.cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address.cast());
     }
 }
 

@@ -3,7 +3,7 @@
 use super::kernels::{BLOCK, FUSED_ROWS, Kernels, PANEL, Product, Q4_BYTES, Q8_BYTES, QuantisedProduct};
 use super::matrix::Matrix;
 use super::scratch::{Scratch, take};
-use super::threads::{Threads, WorkerPanicked};
+use super::threads::{Claim, Threads, WorkerPanicked};
 use super::weights::{Linear, Panels};
 
 /// Rows of a unit. They are enough to amortise unpacking a panel, and few enough to stay in the L2 cache.
@@ -55,7 +55,7 @@ pub(super) fn apply(
         "a product must not overwrite its input"
     );
     let panels: usize = tasks.iter().map(|task| task.weights.panel_count()).sum();
-    threads.run(panels * rows.div_ceil(UNIT_ROWS), &|unit, scratch| {
+    threads.run(panels * rows.div_ceil(UNIT_ROWS), Claim::Part, &|unit, scratch| {
         let first = unit / panels * UNIT_ROWS;
         let count = UNIT_ROWS.min(rows - first);
         let mut panel = unit % panels;

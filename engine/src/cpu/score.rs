@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::attention::Span;
 use super::forward::Forward;
-use super::threads::WorkerPanicked;
+use super::threads::{Claim, WorkerPanicked};
 use crate::sampling::logprobs;
 use crate::step::{Chunk, Score, ScoredChunk};
 
@@ -35,7 +35,7 @@ impl Forward {
             self.logits_of(first..first + of_slice.len())?;
             let found: Mutex<Vec<_>> = Mutex::new(of_slice.iter().map(|_| None).collect());
             let (logits, threads) = self.logits_and_threads();
-            threads.run(of_slice.len(), &|unit, _| {
+            threads.run(of_slice.len(), Claim::Part, &|unit, _| {
                 // SAFETY: no phase writes the logits now.
                 let row = unsafe { logits.row(unit) };
                 let of_row = logprobs(row, of_slice[unit], score.top);

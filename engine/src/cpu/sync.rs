@@ -8,3 +8,6 @@ pub(super) use std::thread::{Builder, JoinHandle};
 
 /// Busy-poll iterations before a thread sleeps: 50 µs on the machine measured, an AMD EPYC.
 pub(super) const SPINS: u32 = 2000;
+
+/// Claims into which a thread divides its equal share of the units that are left.
+pub(super) const CLAIMS: usize = 2;

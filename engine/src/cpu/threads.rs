@@ -1,9 +1,9 @@
 //! A fixed thread pool that runs one job at a time. A job has units, which the workers and the calling thread share.
 //!
-//! A free thread takes a part of the units that are left, so all threads end at about the same time, and the caller does not wait for a
+//! A free thread claims a part of the units that are left, or one unit if they differ, so the threads end at about the same time, and the caller does not wait for a
 //! worker that wakes late. A decode step is about 150 jobs of 5 to 50 µs each, so a job takes no lock if the workers are awake: a
 //! single atomic word has the number of the job, the workers inside it, and the workers that sleep. After a job a worker busy-polls
-//! for some tens of microseconds, longer than the usual gap between two jobs of a step, and then sleeps on a condition variable. An idle
+//! for about 50 microseconds, longer than the usual gap between two jobs of a step, and then sleeps on a condition variable. An idle
 //! engine uses no CPU time.
 //!
 //! Test builds compile this file twice: with the standard library's primitives from `cpu::sync`, and with loom's in
@@ -14,8 +14,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 
 use super::sync::{
-    Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, MutexGuard,
-    Ordering, SPINS, spin_loop,
+    Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Builder, CLAIMS, Condvar, JoinHandle, Mutex,
+    MutexGuard, Ordering, SPINS, spin_loop,
 };
 
 /// One worker inside the job, in [`Shared::word`]. Workers enter only while [`CLOSED`] is not set.
@@ -47,9 +47,19 @@ fn number(word: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WorkerPanicked;
 
+/// How many units of a job a thread may claim at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Claim {
+    /// The units take about the same time. A thread claims a part of its equal share of those that are left.
+    Part,
+    /// The units differ, and those with the most work come first.
+    One,
+}
+
 /// A job for the workers. The reference is not really `'static`: see [`Threads::run`].
 struct Job<S: 'static> {
     units: usize,
+    claim: Claim,
     work: &'static (dyn Fn(usize, &mut S) + Sync),
 }
 
@@ -113,6 +123,7 @@ impl<S: Default + Send + 'static> Threads<S> {
     pub(super) fn run(
         &mut self,
         units: usize,
+        claim: Claim,
         work: &(dyn Fn(usize, &mut S) + Sync),
     ) -> Result<(), WorkerPanicked> {
         if units <= 1 || self.workers.is_empty() {
@@ -127,8 +138,10 @@ impl<S: Default + Send + 'static> Threads<S> {
                 work,
             )
         };
-        shared.post(&Job { units, work: work_for_workers });
-        let own = catch_unwind(AssertUnwindSafe(|| shared.take_units(units, work, &mut self.own)));
+        // It lives until this function returns, and so until no worker is inside.
+        let job = Job { units, claim, work: work_for_workers };
+        shared.post(&job);
+        let own = catch_unwind(AssertUnwindSafe(|| shared.take_units(units, claim, work, &mut self.own)));
         shared.retire();
         let panicked = shared.panicked.swap(false, Ordering::Relaxed);
         match own {
@@ -157,11 +170,15 @@ impl<S> Shared<S> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs units until none is left. Each time takes half of this thread's equal share of the units that are left.
-    fn take_units(&self, units: usize, work: &(dyn Fn(usize, &mut S) + Sync), scratch: &mut S) {
+    /// Runs units until none is left.
+    fn take_units(&self, units: usize, claim: Claim, work: &(dyn Fn(usize, &mut S) + Sync), scratch: &mut S) {
         let mut first = self.next.load(Ordering::Relaxed);
         while first < units {
-            let end = first + ((units - first) / (2 * self.threads)).max(1);
+            let end = first
+                + match claim {
+                    Claim::Part => ((units - first) / (CLAIMS * self.threads)).max(1),
+                    Claim::One => 1,
+                };
             match self.next.compare_exchange_weak(first, end, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
                     (first..end).for_each(|unit| work(unit, scratch));
@@ -172,7 +189,7 @@ impl<S> Shared<S> {
         }
     }
 
-    /// Opens the job and wakes the workers that sleep. The last job is closed, and no worker is inside.
+    /// Opens the job and wakes the workers that sleep. The previous job is closed, and no worker is inside.
     fn post(&self, job: &Job<S>) {
         self.next.store(0, Ordering::Relaxed);
         self.job.store(std::ptr::from_ref(job).cast_mut(), Ordering::Relaxed);
@@ -254,11 +271,11 @@ impl<S: Default> Shared<S> {
             }
             // SAFETY: this worker is inside the job. Its caller keeps the job alive until no worker is inside. `enter`
             // synchronised with `post`.
-            let (units, work) = unsafe {
+            let (units, claim, work) = unsafe {
                 let job = &*self.job.load(Ordering::Relaxed);
-                (job.units, job.work)
+                (job.units, job.claim, job.work)
             };
-            let result = catch_unwind(AssertUnwindSafe(|| self.take_units(units, work, &mut scratch)));
+            let result = catch_unwind(AssertUnwindSafe(|| self.take_units(units, claim, work, &mut scratch)));
             if result.is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
                 scratch = S::default();
@@ -268,7 +285,7 @@ impl<S: Default> Shared<S> {
     }
 }
 
-/// Busy-polls `ready` for some microseconds. Returns true if it became true.
+/// Busy-polls `ready` at most [`SPINS`] times. Returns true if it became true.
 fn spin(ready: impl Fn() -> bool) -> bool {
     for _ in 0..SPINS {
         if ready() {

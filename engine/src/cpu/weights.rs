@@ -9,7 +9,7 @@ use half::f16;
 use super::arena::{Arena, Block};
 use super::kernels::{BLOCK, PANEL, Q4_BYTES, Q8_BYTES};
 use super::scratch::Scratch;
-use super::threads::Threads;
+use super::threads::{Claim, Threads};
 use crate::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::dequantise::{floats, q5_0_number};
@@ -210,11 +210,11 @@ impl Loaded {
         let arena = Arena::new(rows.iter().zip(&kinds).filter_map(|(row, kind)| {
             let [inputs, outputs] = row.dimensions[..] else { return None };
             Some(panel_bytes(*kind, rounds(row), outputs, inputs))
-        }));
+        }))?;
         let (loaded, failed) = (Mutex::new(Self::default()), Mutex::new(None));
         let (total, done) = (checkpoint.info().parameters, AtomicU64::new(0));
         threads
-            .run(rows.len(), &|unit, _| {
+            .run(rows.len(), Claim::One, &|unit, _| {
                 let row = &rows[unit];
                 match checkpoint.read(row) {
                     Ok(bytes) => {
@@ -342,7 +342,7 @@ mod tests {
                 (0..outputs * inputs / 32 * block_bytes).map(|_| random.next() as u8).collect();
             // Keeps the exponents of f16 scales below infinity.
             bytes.chunks_exact_mut(2).for_each(|pair| pair[1] &= 0xb3);
-            let arena = Arena::new([panel_bytes(kind, false, outputs, inputs)].into_iter());
+            let arena = Arena::new([panel_bytes(kind, false, outputs, inputs)].into_iter()).unwrap();
             let matrix = Linear::repack(&arena, kind, &bytes, outputs, inputs);
             let mut found = vec![0.0; outputs * inputs];
             for (output, to) in found.chunks_exact_mut(inputs).enumerate() {

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use loom::cell::UnsafeCell;
 
-use threads::{Threads, WorkerPanicked};
+use threads::{Claim, Threads, WorkerPanicked};
 
 /// Loom's counterparts of `cpu::sync`.
 mod sync {
@@ -19,6 +19,9 @@ mod sync {
 
     /// Each iteration multiplies the interleavings. One iteration covers both outcomes.
     pub(super) const SPINS: u32 = 1;
+
+    /// A claim of four units on two threads has two units.
+    pub(super) const CLAIMS: usize = 1;
 }
 
 #[expect(clippy::duplicate_mod, reason = "the same code with other atomics, locks and threads")]
@@ -58,7 +61,7 @@ fn run_jobs(count: usize, jobs: &[usize]) {
     let mut threads: Threads<()> = Threads::new(count).unwrap();
     for units in jobs {
         let cells = Cells::new(*units);
-        threads.run(*units, &|unit, ()| cells.add(unit)).unwrap();
+        threads.run(*units, Claim::Part, &|unit, ()| cells.add(unit)).unwrap();
         assert_eq!(cells.counts(), vec![1; *units]);
     }
 }
@@ -66,11 +69,13 @@ fn run_jobs(count: usize, jobs: &[usize]) {
 #[test]
 fn two_threads_run_every_unit_once_before_run_returns() {
     explore(4, || run_jobs(2, &[2, 3]));
+    explore(2, || run_jobs(2, &[4, 2]));
 }
 
 #[test]
 fn three_threads_run_every_unit_once_before_run_returns() {
     explore(2, || run_jobs(3, &[2]));
+    explore(1, || run_jobs(3, &[2, 2]));
 }
 
 #[test]
@@ -78,7 +83,7 @@ fn a_panic_ends_the_job_and_the_next_one_runs() {
     explore(4, || {
         let mut threads: Threads<()> = Threads::new(2).unwrap();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            threads.run(2, &|unit, ()| {
+            threads.run(2, Claim::Part, &|unit, ()| {
                 if unit == 1 {
                     // Without a message.
                     resume_unwind(Box::new("on purpose"));
@@ -91,7 +96,7 @@ fn a_panic_ends_the_job_and_the_next_one_runs() {
             Err(panic) => assert_eq!(panic.downcast_ref(), Some(&"on purpose")),
         }
         let cells = Cells::new(2);
-        assert_eq!(threads.run(2, &|unit, ()| cells.add(unit)), Ok(()));
+        assert_eq!(threads.run(2, Claim::One, &|unit, ()| cells.add(unit)), Ok(()));
         assert_eq!(cells.counts(), [1, 1]);
     });
 }
