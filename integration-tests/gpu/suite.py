@@ -111,7 +111,7 @@ def engine(suite):
         suite.add(f"decode step of {rows} rows behind {context} tokens", float(each), unit="ms")
         suite.add(f"decode step of {rows} rows behind {context} tokens, relative to its floor", float(of_floor))
         suite.add(f"decode step of {rows} rows behind {context} tokens, sampled with top_k and top_p", float(drawn), unit="ms")
-        suite.add("  with penalties, biases and log probabilities too, relative to greedy", float(of_greedy))
+        suite.add(f"decode step of {rows} rows behind {context} tokens, with penalties, biases and logprobs too, relative to greedy", float(of_greedy))
     # The program fails if a step succeeds after the GPU has failed, or if the error does not report the whole engine as failed.
     print(output([suite.gpu_engine, "failure"]))
     if shutil.which("ncu"):

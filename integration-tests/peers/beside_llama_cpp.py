@@ -12,8 +12,8 @@ decode of 8  64 tokens of eight sequences at once after prompts of 100 tokens, i
 
 Baton is measured twice: its engine alone (the example `rounds`), and over HTTP with kept connections, by the timings in its answers, from the
 first token to the last. llama.cpp is called in this process and takes the largest logit. A ratio above 1 means that Baton is faster. The program ends
-with the medians of the rounds. On a machine with other work, start it with real-time priority (`chrt -f 5`), else the ratios are those of
-the two thread pools when they are interrupted.
+with the medians of the rounds. On a machine with other work, start it with real-time priority (`chrt -f 5`). Otherwise the
+ratios mostly measure how each thread pool reacts to interruptions.
 """
 
 import concurrent.futures

@@ -144,8 +144,8 @@ fn small_models_give_the_tokens_of_the_emulation() -> Result<()> {
     Ok(())
 }
 
-/// The largest relative difference of two perplexities.
-const PERPLEXITY_MAX: f64 = 0.002;
+/// The largest relative difference of the perplexities of a window. PyTorch in bf16 is five times as far from float32.
+const PERPLEXITY_MAX: f64 = 1e-4;
 
 /// Windows of the text that the test scores.
 const WINDOWS: usize = 2;
@@ -184,16 +184,15 @@ fn smollm2_has_the_perplexity_of_the_emulation() -> Result<()> {
     }
     let file: File = serde_json::from_str(include_str!("../fixtures/fp8_perplexity.json"))?;
     let lengths = &file.tokens[..WINDOWS];
-    let count: usize = lengths.iter().map(|length| length - 1).sum();
-    let perplexity = |sum: f64| (-sum / count as f64).exp();
+    let perplexity = |sum: f64, length: usize| (-sum / (length - 1) as f64).exp();
     for name in ["none", "fp8_weights"] {
         let (_process, address) = start_local(&[&format!("engine.quantization={name}")])?;
-        let windows = windows(&address, lengths)?;
-        let found = windows.iter().map(|window| sum(&address, window)).sum::<Result<f64>>()?;
-        let expect = file.sums[name][..WINDOWS].iter().sum();
-        let (found, expect) = (perplexity(found), perplexity(expect));
-        println!("{name}: perplexity {found:.4}, emulation {expect:.4}");
-        assert!((found / expect - 1.0).abs() < PERPLEXITY_MAX, "{name}: {found} and {expect}");
+        for (window, expect) in windows(&address, lengths)?.iter().zip(&file.sums[name]) {
+            let found = perplexity(sum(&address, window)?, window.len());
+            let expect = perplexity(*expect, window.len());
+            println!("{name}: perplexity {found:.4}, emulation {expect:.4}");
+            assert!((found / expect - 1.0).abs() < PERPLEXITY_MAX, "{name}: {found} and {expect}");
+        }
     }
     Ok(())
 }

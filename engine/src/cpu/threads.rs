@@ -1,7 +1,7 @@
 //! A fixed thread pool that runs one job at a time. A job has units, which the workers and the calling thread share.
 //!
-//! A free thread claims a part of the units that are left, or one unit if they differ, so the threads end at about the same time, and the caller does not wait for a
-//! worker that wakes late. A decode step is about 150 jobs of 5 to 50 µs each, so a job takes no lock if the workers are awake: a
+//! A free thread claims several of the remaining units, or one if units differ in work. So all threads end at about the same time, and the caller does
+//! not wait for a worker that wakes late. A decode step is about 150 jobs of 5 to 50 µs each, so a job takes no lock if the workers are awake: a
 //! single atomic word has the number of the job, the workers inside it, and the workers that sleep. After a job a worker busy-polls
 //! for about 50 microseconds, longer than the usual gap between two jobs of a step, and then sleeps on a condition variable. An idle
 //! engine uses no CPU time.
@@ -52,7 +52,7 @@ pub(super) struct WorkerPanicked;
 pub(super) enum Claim {
     /// The units take about the same time. A thread claims a part of its equal share of those that are left.
     Part,
-    /// The units differ, and those with the most work come first.
+    /// The units differ in work. The threads end at about the same time if the longest come first.
     One,
 }
 
@@ -138,7 +138,7 @@ impl<S: Default + Send + 'static> Threads<S> {
                 work,
             )
         };
-        // It lives until this function returns, and so until no worker is inside.
+        // The job lives until this function returns, and so until no worker is inside.
         let job = Job { units, claim, work: work_for_workers };
         shared.post(&job);
         let own = catch_unwind(AssertUnwindSafe(|| shared.take_units(units, claim, work, &mut self.own)));

@@ -7,14 +7,14 @@
 //! target/release/examples/gpu_engine failure
 //! ```
 //! Without arguments it checks small random models of every family with heads of 64 and 128: their logits against those of the CPU engine, their rows in large
-//! batches against the same rows alone (bit for bit), tokens sampled on the GPU and log probabilities of prompts against those of the host, and
+//! batches against the same rows alone (bit for bit), tokens sampled on the GPU (with every combination of penalties, biases and masks) and log probabilities against those of the host, and
 //! page hashes against those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
 //!
 //! `fp8_weights` in front rounds the weights of all models to FP8, `fp8` also the rows that they multiply, and `fp8_kv` the pages. With pages in FP8, it also compares the pages of a prompt with
 //! those of the CPU engine, and checks prompts that are computed in groups.
 //!
 //! - `speed` only measures prompts, the page hash and decode steps.
-//! - `step` computes one decode step of one row, and `prefill` one prompt, for a profiler: `ncu --metrics gpu__time_duration.sum --csv`.
+//! - `step` computes one decode step of ROWS rows, and `prefill` one prompt, for a profiler: `ncu --metrics gpu__time_duration.sum --csv`.
 //! - `pages` prints a digest of the pages of a prompt, to compare GPUs.
 //! - `logits` writes the last logits of a prompt to FILE, for `gpu/logits.py`.
 //! - `company` compares rows of the small models in large batches with the same rows alone, for SECONDS.
