@@ -7,8 +7,9 @@
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU8;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
+
+use crate::mapping::{map, unmap};
 
 mod numbers;
 #[cfg(test)]
@@ -222,21 +223,7 @@ impl KvPool {
     /// [`KvPoolError`] if the size is zero or not addressable, or if the system refuses the mapping.
     pub fn new(layout: KvLayout, pages: u32) -> Result<Self, KvPoolError> {
         let bytes = Self::size(&layout, pages)?;
-        // SAFETY: a new anonymous mapping does not affect existing memory.
-        let address = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        };
-        let address =
-            address.map_err(|error| KvPoolError::Map { bytes: bytes as u64, error: error.into() })?;
-        // Peers write whole pages, so huge pages save most page faults on first use. This is advice: errors are ignored.
-        // SAFETY: the range is the mapping made above.
-        let _ = unsafe { madvise(address, bytes, Advice::LinuxHugepage) };
-        let base = NonNull::new(address.cast()).expect("mmap without a fixed address never returns null");
+        let base = map(bytes).map_err(|error| KvPoolError::Map { bytes: bytes as u64, error })?;
         Ok(Self { base, bytes, pages, layout, device: None })
     }
 
@@ -354,6 +341,6 @@ impl Drop for KvPool {
         }
         // SAFETY: `base` and `bytes` are those of the mapping, which is unmapped once. Every user holds the pool by `Arc`,
         // so there is no user left.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
+        unsafe { unmap(self.base, self.bytes) };
     }
 }

@@ -54,6 +54,7 @@ mod gpu_room;
 pub mod heap;
 mod inspect;
 mod kv;
+mod mapping;
 mod model;
 mod pending;
 mod populate;

@@ -10,9 +10,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-
 use crate::error::OpenError;
+use crate::mapping::{map, unmap};
 
 /// Every block begins at a multiple of this: a cache line.
 const ALIGNMENT: usize = 64;
@@ -36,21 +35,7 @@ impl Arena {
     /// [`OpenError::WeightMemory`] if the system refuses it.
     pub(super) fn new(blocks: impl Iterator<Item = usize>) -> Result<Arc<Self>, OpenError> {
         let bytes = blocks.map(|bytes| bytes.next_multiple_of(ALIGNMENT)).sum::<usize>().max(ALIGNMENT);
-        // SAFETY: a new anonymous mapping does not affect existing memory.
-        let address = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        };
-        let address =
-            address.map_err(|error| OpenError::WeightMemory { bytes: bytes as u64, error: error.into() })?;
-        // This is advice: errors are ignored.
-        // SAFETY: the range is the mapping made above.
-        let _ = unsafe { madvise(address, bytes, Advice::LinuxHugepage) };
-        let base = NonNull::new(address.cast()).expect("mmap without a fixed address never returns null");
+        let base = map(bytes).map_err(|error| OpenError::WeightMemory { bytes: bytes as u64, error })?;
         Ok(Arc::new(Self { base, bytes, used: AtomicUsize::new(0) }))
     }
 
@@ -78,7 +63,7 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: the mapping of `new`. Blocks own the arena, so none is left.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
+        unsafe { unmap(self.base, self.bytes) };
     }
 }
 
