@@ -14,8 +14,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 
 use super::sync::{
-    Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Builder, CLAIMS, Condvar, JoinHandle, Mutex,
-    MutexGuard, Ordering, SPINS, spin_loop,
+    Arc, AtomicBool, AtomicU64, AtomicUsize, Builder, CLAIMS, Condvar, JoinHandle, Mutex, MutexGuard,
+    Ordering, SPINS, UnsafeCell, spin_loop,
 };
 
 /// One worker inside the job, in [`Shared::word`]. Workers enter only while [`CLOSED`] is not set.
@@ -63,11 +63,18 @@ struct Job<S: 'static> {
     work: &'static (dyn Fn(usize, &mut S) + Sync),
 }
 
+impl<S> Clone for Job<S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S> Copy for Job<S> {}
+
 struct Shared<S: 'static> {
     /// The state of the job and the workers, in the parts above.
     word: AtomicU64,
-    /// The current job, on the stack of [`Threads::run`]. Workers inside the job may read it.
-    job: AtomicPtr<Job<S>>,
+    /// The current job, if one is open or a worker is inside. The caller writes it while the word is closed and no worker is inside; workers inside read it.
+    job: UnsafeCell<Option<Job<S>>>,
     /// The first unit that no thread has taken.
     next: AtomicUsize,
     panicked: AtomicBool,
@@ -76,6 +83,11 @@ struct Shared<S: 'static> {
     wake: Condvar,
     done: Condvar,
 }
+
+// SAFETY: the job is accessed as its documentation says, and its closure is `Sync`. Everything else is `Sync`.
+unsafe impl<S> Sync for Shared<S> {}
+// SAFETY: a job's closure may be called on any thread.
+unsafe impl<S> Send for Shared<S> {}
 
 /// A thread pool. Each thread has its own scratch memory `S`, which lives as long as the thread.
 pub(super) struct Threads<S: 'static> {
@@ -92,7 +104,7 @@ impl<S: Default + Send + 'static> Threads<S> {
     pub(super) fn new(count: usize) -> Result<Self, (usize, std::io::Error)> {
         let shared = Arc::new(Shared {
             word: AtomicU64::new(CLOSED),
-            job: AtomicPtr::new(std::ptr::null_mut()),
+            job: UnsafeCell::new(None),
             next: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             threads: count,
@@ -138,9 +150,7 @@ impl<S: Default + Send + 'static> Threads<S> {
                 work,
             )
         };
-        // The job lives until this function returns, and so until no worker is inside.
-        let job = Job { units, claim, work: work_for_workers };
-        shared.post(&job);
+        shared.post(Job { units, claim, work: work_for_workers });
         let own = catch_unwind(AssertUnwindSafe(|| shared.take_units(units, claim, work, &mut self.own)));
         shared.retire();
         let panicked = shared.panicked.swap(false, Ordering::Relaxed);
@@ -190,9 +200,10 @@ impl<S> Shared<S> {
     }
 
     /// Opens the job and wakes the workers that sleep. The previous job is closed, and no worker is inside.
-    fn post(&self, job: &Job<S>) {
+    fn post(&self, job: Job<S>) {
         self.next.store(0, Ordering::Relaxed);
-        self.job.store(std::ptr::from_ref(job).cast_mut(), Ordering::Relaxed);
+        // SAFETY: no worker is inside, and none enters before the job is open.
+        self.job.with_mut(|current| unsafe { *current = Some(job) });
         let before = self.word.fetch_add(JOB - CLOSED, Ordering::Release);
         if asleep(before) > 0 {
             // A worker counts itself under the lock before it looks at the word, so it has seen this job or it waits.
@@ -201,8 +212,14 @@ impl<S> Shared<S> {
         }
     }
 
-    /// Closes the job and waits until no worker is in it.
+    /// Closes the job, waits until no worker is in it, and takes it away.
     fn retire(&self) {
+        self.close();
+        // SAFETY: the job is closed and no worker is inside.
+        self.job.with_mut(|job| unsafe { *job = None });
+    }
+
+    fn close(&self) {
         let none_inside = |word| inside(word) == 0;
         if none_inside(self.word.fetch_or(CLOSED, Ordering::Acquire))
             || spin(|| none_inside(self.word.load(Ordering::Acquire)))
@@ -269,12 +286,9 @@ impl<S: Default> Shared<S> {
             if !self.enter(word) {
                 continue;
             }
-            // SAFETY: this worker is inside the job. Its caller keeps the job alive until no worker is inside. `enter`
-            // synchronised with `post`.
-            let (units, claim, work) = unsafe {
-                let job = &*self.job.load(Ordering::Relaxed);
-                (job.units, job.claim, job.work)
-            };
+            // SAFETY: this worker is inside the job, so the caller does not write it. `enter` synchronised with `post`.
+            let job = self.job.with(|job| unsafe { *job });
+            let Some(Job { units, claim, work }) = job else { unreachable!("a job that is open is there") };
             let result = catch_unwind(AssertUnwindSafe(|| self.take_units(units, claim, work, &mut scratch)));
             if result.is_err() {
                 self.panicked.store(true, Ordering::Relaxed);

@@ -12,8 +12,9 @@ use threads::{Claim, Threads, WorkerPanicked};
 
 /// Loom's counterparts of `cpu::sync`.
 mod sync {
+    pub(super) use loom::cell::UnsafeCell;
     pub(super) use loom::hint::spin_loop;
-    pub(super) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+    pub(super) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     pub(super) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
     pub(super) use loom::thread::{Builder, JoinHandle};
 
