@@ -56,7 +56,7 @@ pub use flag::Flag;
 pub use hub_settings::HubSettings;
 pub use layers::{ConfigErrors, Problem};
 pub use role::Role;
-pub use surroundings::Surroundings;
+pub use surroundings::{FirstGpu, Surroundings};
 pub use values::{ByteSize, DeviceSetting, LoadFormatSetting, Secret};
 
 /// The description of a key: its name, its documentation, its default, and the check of its values.
@@ -240,8 +240,9 @@ sections! {
     engine: EngineSection {
         /// Compute threads of the CPU. 0 uses one for each core.
         threads: usize = |value| count(value, 0..=256), |_, _| "0";
-        /// The device that computes and has the KV pages: `cpu`, or `cuda` for the first GPU that the process sees.
-        device: DeviceSetting = device, |_, _| "cpu";
+        /// The device that computes and has the KV pages: `cpu`, or `cuda` for the first GPU that the process sees. The default is `cuda` if the
+        /// build has CUDA and its kernels run on that GPU.
+        device: DeviceSetting = device, |role, place: &Surroundings| place.device(role);
         /// Share of the GPU's memory for weights, activations and KV pages together.
         gpu_memory_utilization: f32 = share, |_, _| "0.9";
         /// `auto` reads the model's weights. `dummy` makes random weights, on a GPU only, for benchmarks.

@@ -84,13 +84,6 @@ impl Layers {
         surroundings: &Surroundings,
     ) -> Result<Self, ConfigErrors> {
         let mut draft = Draft::default();
-        for key in keys() {
-            draft.settings.push(Setting {
-                origin: DEFAULT.to_owned(),
-                key: key.name,
-                value: (key.default)(role, surroundings),
-            });
-        }
         if let Some(file) = file {
             draft.read_file(role, file);
         }
@@ -104,7 +97,15 @@ impl Layers {
         if !draft.problems.is_empty() {
             return Err(ConfigErrors(draft.problems));
         }
-        let merged = draft.settings.into_iter().fold(Figment::new(), Figment::merge);
+        // Only a key that is not set needs its default: that of the device asks the driver.
+        let defaults = keys().filter(|key| draft.settings.iter().all(|setting| setting.key != key.name));
+        let defaults = defaults.map(|key| Setting {
+            origin: DEFAULT.to_owned(),
+            key: key.name,
+            value: (key.default)(role, surroundings),
+        });
+        let defaults: Vec<Setting> = defaults.collect();
+        let merged = defaults.into_iter().chain(draft.settings).fold(Figment::new(), Figment::merge);
         Ok(Self { merged, notes: draft.notes })
     }
 

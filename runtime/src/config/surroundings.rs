@@ -3,17 +3,35 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use common::cache_folder;
+use engine::{GpuSurvey, KERNELS_FOR};
 
-use super::HubSettings;
+use super::{HubSettings, Role};
 
 /// The prefix of the environment variables that set keys.
 pub(super) const PREFIX: &str = "BATON_";
 
 /// The default model file. `cargo xtask demo` downloads it.
 const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// How long the driver may take to list the GPUs.
+const DRIVER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Whether the kernels run on the first GPU that the process sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstGpu {
+    /// They do not, or there is no GPU.
+    Unusable,
+    /// They do.
+    Usable,
+    /// The driver is asked when a configuration needs the answer.
+    Unasked,
+}
 
 /// The environment of a process when it started.
 #[derive(Clone, PartialEq, Eq)]
@@ -26,6 +44,8 @@ pub struct Surroundings {
     pub packages: Vec<PathBuf>,
     /// Number of cores that this process may use.
     pub cores: usize,
+    /// The first GPU.
+    pub gpu: FirstGpu,
     /// The `UCX_` variables that the operator set. UCX reads them itself; Baton does not override them.
     pub(super) ucx_variables: BTreeMap<String, String>,
     /// The file in `LMCACHE_CONFIG_FILE`. It is read if `--config` is not given.
@@ -42,10 +62,11 @@ impl Surroundings {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let archive = std::env::current_exe().ok().and_then(|program| archive_of(&program));
         let packages = archive.as_deref().map(packages_of).unwrap_or_default();
-        Self { archive, packages, ..Self::from_variables(std::env::vars_os(), cores) }
+        let gpu = FirstGpu::Unasked;
+        Self { archive, packages, gpu, ..Self::from_variables(std::env::vars_os(), cores) }
     }
 
-    /// The environment of a process with these variables and cores, without a release archive.
+    /// The environment of a process with these variables and cores, without a GPU and a release archive.
     pub fn from_variables(variables: impl IntoIterator<Item = (OsString, OsString)>, cores: usize) -> Self {
         let all: BTreeMap<OsString, OsString> = variables.into_iter().collect();
         let folder =
@@ -63,8 +84,19 @@ impl Surroundings {
         let lmcache_file = folder("LMCACHE_CONFIG_FILE");
         let variables = named(PREFIX).collect();
         let hub = HubSettings::from_variables(|name| variable(name)?.into_string().ok());
-        let (archive, packages) = (None, Vec::new());
-        Self { ucx_variables, variables, lmcache_file, cache, archive, packages, cores, hub }
+        let (archive, packages, gpu) = (None, Vec::new(), FirstGpu::Unusable);
+        Self { ucx_variables, variables, lmcache_file, cache, archive, packages, cores, gpu, hub }
+    }
+
+    /// The default of `engine.device`. A proxy has no engine.
+    pub(super) fn device(&self, role: Role) -> &'static str {
+        let is_usable = match self.gpu {
+            _ if role == Role::Proxy => false,
+            FirstGpu::Usable => true,
+            FirstGpu::Unusable => false,
+            FirstGpu::Unasked => driver_shows_a_usable_gpu(),
+        };
+        if is_usable { "cuda" } else { "cpu" }
     }
 
     /// The API key in `OPENAI_API_KEY`, which OpenAI's clients send.
@@ -101,6 +133,24 @@ impl Surroundings {
     pub fn default_model(&self) -> PathBuf {
         self.cache.join("models").join(DEFAULT_MODEL)
     }
+}
+
+/// Whether the driver shows a GPU on which the kernels run. If the driver does not answer, the answer is yes, so that the start or `doctor` finds the fault.
+fn driver_shows_a_usable_gpu() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let (answer, asked) = mpsc::channel();
+        thread::spawn(move || answer.send(engine::gpu_survey(false)));
+        match asked.recv_timeout(DRIVER_WITHIN) {
+            Ok(survey) => survey.ok().flatten().is_some_and(|survey| is_usable(&survey)),
+            Err(_) => true,
+        }
+    })
+}
+
+/// Whether the kernels run on the first GPU. The version of the driver is not judged here: the start names one that is too old.
+fn is_usable(survey: &GpuSurvey) -> bool {
+    survey.gpus.first().is_some_and(|gpu| gpu.capability == KERNELS_FOR)
 }
 
 /// The folder that contains this program in its `bin`.

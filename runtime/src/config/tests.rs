@@ -297,6 +297,11 @@ fn defaults_follow_the_role_and_the_surroundings() {
     let node = load(Role::Node);
     assert_eq!((node.link.peers.len(), node.http.port, node.node.prefill_pages), (0, 8200, None));
     assert_eq!(config.engine.threads, 6);
+    assert_eq!(config.engine.device, DeviceSetting::Cpu);
+    let with_gpu = Surroundings { gpu: FirstGpu::Usable, ..surroundings(&[]) };
+    assert_eq!([Role::Sender, Role::Proxy].map(|role| with_gpu.device(role)), ["cuda", "cpu"]);
+    let on_cpu = Config::load(Role::Sender, None, &[set("engine.device", "cpu")], with_gpu).unwrap();
+    assert_eq!(on_cpu.engine.device, DeviceSetting::Cpu);
     assert_eq!(config.model, Path::new("/home/u/.cache/baton/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
     let fetched = Path::new("/home/u/.cache/baton/ucx-1.22.0/libucx/lib/libucp.so.0");
     assert_eq!(config.ucx_search(), [fetched]);
