@@ -72,6 +72,7 @@ mod tests {
         let comment = |text: &str| SseMessage::Comment(text.to_owned());
         check("data: {\"a\":1}\n\ndata: [DONE]\n\n", &[data("{\"a\":1}"), data("[DONE]")]);
         check("data:{}\r\n\r\n", &[data("{}")]);
+        check("\n\ndata: after\n\n\ndata: between\n\n", &[data("after"), data("between")]);
         check(": waiting\n\nevent: x\nid: 1\ndata: é\n\n\n\n", &[comment("waiting"), data("é")]);
         check("data: one\ndata: two\n\n", &[data("one\ntwo")]);
         check("data:\n\n", &[data("")]);

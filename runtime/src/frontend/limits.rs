@@ -13,7 +13,7 @@ pub struct Limits {
     /// Time that a connection may be idle. Clients close an idle connection after 5 s (httpx) or 15 s (aiohttp). The server waits
     /// longer, so that it does not close a connection while a client sends a request on it.
     pub idle: Duration,
-    /// Time after which a streamed response starts without a token, and interval of the keep-alive comments of a silent stream. Most
+    /// Time after which a streamed response starts without a token, and interval of the blank lines of a silent stream. Most
     /// requests have a first token or fail sooner, so that failures get an HTTP status. Proxies close connections that are silent for
     /// 30 to 60 s.
     pub keep_alive: Duration,

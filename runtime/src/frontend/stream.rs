@@ -29,8 +29,8 @@ use super::tokenizer::Tokenizer;
 /// The last event of every stream.
 const DONE: &str = "[DONE]";
 
-/// A keep-alive comment.
-pub(super) const KEEP_ALIVE: &str = ": keep-alive\n\n";
+/// A blank line keeps a silent stream alive. Clients ignore it between events. Some, such as vLLM's bench client of 2025, fail at a comment.
+pub(super) const KEEP_ALIVE: &str = "\n";
 
 /// No further token is added to a write of at least this size. For a slow client, a whole answer may be ready; its tokens take less memory than
 /// its events.
@@ -92,7 +92,7 @@ struct Arrived {
     is_last: bool,
 }
 
-/// The body of a streamed answer. It sends a comment if it is silent for `keep_alive`. Dropping it aborts the request.
+/// The body of a streamed answer. It sends a blank line if it is silent for `keep_alive`. Dropping it aborts the request.
 pub(super) fn events(
     shape: EventShape,
     answers: Answers,

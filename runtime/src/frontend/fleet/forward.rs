@@ -98,7 +98,7 @@ impl Live {
 
     /// A part of the answer has come.
     fn came(&mut self, part: &[u8]) {
-        let is_data = !part.is_empty() && part != KEEP_ALIVE.as_bytes();
+        let is_data = part.iter().any(|byte| !KEEP_ALIVE.as_bytes().contains(byte));
         if is_data && self.progress == Some(AnswerProgress::Head) {
             self.progress = Some(AnswerProgress::Bytes);
             let first_byte = self.arrived.elapsed();

@@ -5,12 +5,11 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use actors::request::{RequestError, StreamEvent};
-use common::sse::SseMessage;
 use serde_json::{Value, json};
 
 use super::super::Limits;
 use super::harness::{PERMITS, Script, Server, Setup};
-use super::http::{Leave, LiveStream, RawClient, SOON, WAIT};
+use super::http::{BLANK_LINE, Leave, LiveStream, RawClient, SOON, WAIT};
 
 /// A head that announces a body in chunks.
 const CHUNKED: &str = "transfer-encoding: chunked";
@@ -20,25 +19,18 @@ fn start(script: Script, limits: Limits) -> Server {
 }
 
 #[test]
-fn a_silent_stream_sends_keep_alive_comments() {
+fn a_silent_stream_sends_blank_lines() {
     let server = start(Script::Hold(0), Limits { keep_alive: SOON, ..Limits::default() });
-    let body = json!({"messages": [{"role": "user", "content": "a"}], "stream": true}).to_string();
-    let mut stream = LiveStream::of(server.http.send("/v1/chat/completions", &body, &[]));
+    let mut stream = server.http.ask(r#", "stream": true"#);
     let request = server.next_request();
-    let keep_alive = SseMessage::Comment("keep-alive".to_owned());
     for _ in 0..2 {
-        assert_eq!(stream.next().as_ref(), Some(&keep_alive));
+        assert!(!stream.until(BLANK_LINE).contains("data: "));
     }
     assert!(server.shared.streams.batch().token(request, 97.into()));
-    let role = stream.next_event();
-    assert!(role.contains(r#""delta":{"role":"assistant","content":""}"#), "{role}");
-    let token = stream.next_event();
-    assert!(token.contains(r#""delta":{"content":"a"}"#), "{token}");
-    assert_eq!(stream.next(), Some(keep_alive), "between tokens too");
+    stream.until(r#""text":"a""#);
+    stream.until(BLANK_LINE);
     server.finish(request);
-    assert!(stream.next_event().contains(r#""finish_reason":"length""#));
-    assert_eq!(stream.next_event(), "[DONE]");
-    assert_eq!(stream.next(), None);
+    stream.until("data: [DONE]");
 }
 
 #[test]

@@ -13,6 +13,9 @@ use ureq::{Agent, Body};
 /// Maximum wait for an expected event.
 pub(super) const WAIT: Duration = Duration::from_secs(20);
 
+/// The chunk with which a silent stream is kept alive.
+pub(super) const BLANK_LINE: &str = "\r\n1\r\n\n\r\n";
+
 /// A short period, for tests in which a period has to pass.
 pub(super) const SOON: Duration = Duration::from_millis(100);
 
@@ -180,18 +183,16 @@ impl LiveStream {
         Self(SseReader::new(Box::new(BufReader::new(response.into_body().into_reader()))))
     }
 
-    /// The next event or comment; `None` at the end.
+    /// The next event; `None` at the end. Blank lines between events are skipped.
     pub(super) fn next(&mut self) -> Option<SseMessage> {
         self.0.next().map(Result::unwrap)
     }
 
-    /// The data of the next event, after any keep-alive comments.
+    /// The data of the next event.
     pub(super) fn next_event(&mut self) -> String {
-        loop {
-            match self.next().expect("the stream goes on") {
-                SseMessage::Data(data) => return data,
-                SseMessage::Comment(comment) => assert_eq!(comment, "keep-alive"),
-            }
+        match self.next().expect("the stream goes on") {
+            SseMessage::Data(data) => data,
+            SseMessage::Comment(comment) => panic!("there is a comment: {comment}"),
         }
     }
 }

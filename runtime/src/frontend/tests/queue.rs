@@ -7,7 +7,7 @@ use actors::request::RequestId;
 
 use super::super::{Limits, bind, prepare};
 use super::harness::{PERMITS, Script, Server, Setup};
-use super::http::{JSON, Leave, RawClient, SOON, WAIT, read};
+use super::http::{BLANK_LINE, JSON, Leave, RawClient, SOON, WAIT, read};
 
 /// A server whose permits are all held by running requests, with these requests and their clients.
 fn full(setup: Setup) -> (Server, Vec<RawClient>, Vec<RequestId>) {
@@ -72,7 +72,7 @@ fn a_client_that_leaves_frees_its_place_in_the_queue() {
                 "the queue (request.queue) is full",
             );
             if keep_alive == SOON {
-                waits.until(": keep-alive\n\n");
+                waits.until(BLANK_LINE);
             }
             let _kept = waits.leave(leave);
             server.until(PERMITS, 0);
@@ -84,13 +84,13 @@ fn a_client_that_leaves_frees_its_place_in_the_queue() {
 }
 
 #[test]
-fn a_stream_that_waits_sends_keep_alive_comments() {
+fn a_stream_that_waits_sends_blank_lines() {
     let limits = Limits { keep_alive: SOON, ..Limits::default() };
     let (server, _clients, requests) = full(Setup { limits, ..Setup::new(Script::Hold(1)) });
     let mut waits = server.http.ask(r#", "stream": true, "stream_options": {"include_usage": true}"#);
-    let head = waits.until(": keep-alive\n\n");
+    let head = waits.until(BLANK_LINE);
     assert!(head.starts_with("HTTP/1.1 200 OK") && !head.contains("data: "), "{head}");
-    waits.until(": keep-alive\n\n");
+    waits.until(BLANK_LINE);
     server.finish(requests[0]);
     let request = server.next_request();
     assert!(waits.until("data: ").contains(r#""text":"a""#));
@@ -149,7 +149,7 @@ fn waiting_requests_fail_when_the_process_ends() {
     let (server, _clients, _) = full(Setup { limits, ..Setup::new(Script::Hold(0)) });
     let mut whole = server.http.ask("");
     let mut stream = server.http.ask(r#", "stream": true"#);
-    stream.until(": keep-alive\n\n");
+    stream.until(BLANK_LINE);
     server.until(PERMITS, 2);
     server.shared.admission.close();
     let refused = whole.until("server is draining");
