@@ -150,10 +150,14 @@ const PERPLEXITY_MAX: f64 = 1e-4;
 /// Windows of the text that the test scores.
 const WINDOWS: usize = 2;
 
+/// Lines of the text that contain these windows.
+const LINES: usize = 20;
+
 /// The token ids of the windows, cut as `peers/fp8_perplexity.py` does.
 fn windows(address: &str, lengths: &[usize]) -> Result<Vec<Vec<u32>>> {
     let file = include_str!("../fixtures/news_from_nowhere.txt");
     let (_, text) = file.split_once("\n\n").context("the text comes after an empty line")?;
+    let text: String = text.split_inclusive('\n').take(LINES).collect();
     let (status, answer) = post(address, "/tokenize", &json!({"prompt": text}))?;
     ensure!(status == 200, "{status} {answer}");
     let ids: Vec<u32> = serde_json::from_value(answer["tokens"].clone())?;
