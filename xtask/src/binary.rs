@@ -23,6 +23,9 @@ pub(crate) const RUNTIME: Program = Program { package: "runtime", kind: "bin", n
 /// The program that checks and measures the CUDA engine alone. It needs the feature `cuda`.
 pub(crate) const GPU_ENGINE: Program = Program::example("gpu_engine");
 
+/// The profile of the programs in packages.
+pub(crate) const PACKAGE_PROFILE: &str = "dist";
+
 impl Program {
     /// An example of the integration tests.
     pub(crate) const fn example(name: &'static str) -> Self {
@@ -35,27 +38,28 @@ impl Program {
 /// # Errors
 /// Cargo does not start, a program does not build, or cargo's messages do not name its binary.
 pub(crate) fn build<const N: usize>(programs: [Program; N], features: &[&str]) -> Result<[PathBuf; N]> {
-    build_with(place::cargo(), programs, features)
+    build_with(place::cargo(), "release", programs, features)
 }
 
-/// Builds release binaries for a package (see [`place::for_packages`]), otherwise as [`build`].
+/// Builds binaries for a package (see [`place::for_packages`]) in the profile `dist`, otherwise as [`build`].
 ///
 /// # Errors
 /// As [`build`].
 pub(crate) fn package<const N: usize>(programs: [Program; N], features: &[&str]) -> Result<[PathBuf; N]> {
     let mut cargo = place::cargo();
     place::for_packages(&mut cargo)?;
-    build_with(cargo, programs, features)
+    build_with(cargo, PACKAGE_PROFILE, programs, features)
 }
 
 fn build_with<const N: usize>(
     mut cargo: Command,
+    profile: &str,
     programs: [Program; N],
     features: &[&str],
 ) -> Result<[PathBuf; N]> {
     let names = programs.map(|program| program.name).join(" and ");
-    println!("building {names} in release mode; the first build takes minutes");
-    cargo.args(["build", "--release", "--locked", "--features", &features.join(",")]);
+    println!("building {names} in the profile {profile}; the first build takes minutes");
+    cargo.args(["build", "--profile", profile, "--locked", "--features", &features.join(",")]);
     for Program { package, kind, name } in programs {
         cargo.args(["--package", package, &format!("--{kind}"), name]);
     }
