@@ -58,12 +58,6 @@ impl Lists {
         self.plan.lay_out(batch, followed, decode_rows, words);
     }
 
-    /// A list in the host buffer.
-    pub(super) fn host_list(&self, list: Range<usize>) -> &[i32] {
-        // SAFETY: only the host writes the words, and it needs `&mut self`.
-        unsafe { &self.host[self.turn].values()[list] }
-    }
-
     /// Copies the lists to the device, in stream order.
     pub(super) fn upload<'a>(&'a self, stream: &'a Stream) -> Result<Uploaded<'a>> {
         // SAFETY: by the contract of `lay_out`, this buffer is written again only after the copy has finished. `CudaEngine`

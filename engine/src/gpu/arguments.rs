@@ -240,13 +240,12 @@ arguments! {
         head_dim: i32,
     }
     /// Attention of a step's decode rows.
-    DecodeRun, 168 bytes {
+    DecodeRun, 160 bytes {
         partial_out: *mut bf16,
         partial_sums: *mut f32,
         piece_rows: *const i32,
         piece_places: *const i32,
         piece_lengths: *const i32,
-        piece_flags: *const bool,
         row_pieces: *const i32,
         q: *const bf16,
         pool: *const c_void,

@@ -64,10 +64,6 @@ fn places(words: &[i32]) -> Vec<i64> {
         .collect()
 }
 
-fn flags(words: &[i32], pieces: usize) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).take(pieces).collect()
-}
-
 /// Every list of a step, by name.
 fn lists(plan: &Plan) -> Vec<(&'static str, Range<usize>)> {
     let (prefill, decode) = (&plan.prefill, &plan.decode);
@@ -80,17 +76,12 @@ fn lists(plan: &Plan) -> Vec<(&'static str, Range<usize>)> {
         ("reported rows", plan.reported_rows()),
         ("scored rows", plan.scored_rows()),
         ("targets", plan.targets()),
-        ("prompts' row starts", plan.row_starts(prefill)),
-        ("decode row starts", plan.row_starts(decode)),
-        ("prompts' page starts", plan.page_starts(prefill)),
-        ("decode page starts", plan.page_starts(decode)),
-        ("prompts' last pages", plan.last_page_tokens(prefill)),
-        ("decode last pages", plan.last_page_tokens(decode)),
+        ("decode page starts", plan.page_starts()),
+        ("decode last pages", plan.last_page_tokens()),
         ("row pieces", plan.row_pieces()),
         ("piece rows", plan.piece_rows()),
         ("piece places", plan.piece_places()),
         ("piece lengths", plan.piece_lengths()),
-        ("piece flags", plan.piece_flags()),
         ("prompts' pages", plan.pages(prefill)),
         ("decode pages", plan.pages(decode)),
     ]
@@ -115,15 +106,15 @@ fn every_list_has_the_prompts_first() {
     let expect = [page(200) + 15, page(201), page(201) + 1, page(400), page(400) + 1, page(101), page(300)];
     assert_eq!(places(&words[plan.pool_places()]), expect);
     assert_eq!(words[plan.sampled_rows()], [4, 5, 6]);
-    assert_eq!(words[plan.row_starts(&plan.prefill)], [0, 3, 5]);
-    assert_eq!(words[plan.row_starts(&plan.decode)], [0, 1, 2]);
-    assert_eq!(words[plan.page_starts(&plan.prefill)], [0, 2, 3]);
-    assert_eq!(words[plan.page_starts(&plan.decode)], [0, 2, 3]);
+    assert_eq!(words[plan.page_starts()], [0, 2, 3]);
     assert_eq!(words[plan.pages(&plan.prefill)], [200, 201, 400]);
     assert_eq!(words[plan.pages(&plan.decode)], [100, 101, 300]);
-    assert_eq!(words[plan.last_page_tokens(&plan.prefill)], [2, 2]);
-    assert_eq!(words[plan.last_page_tokens(&plan.decode)], [1, 1]);
-    assert_eq!((plan.kv_tokens(&plan.prefill), plan.kv_tokens(&plan.decode)), (&[18, 2][..], &[17, 1][..]));
+    assert_eq!(words[plan.last_page_tokens()], [1, 1]);
+    let PromptLists { row_starts, page_starts, kv_tokens } = &plan.prompts;
+    assert_eq!(
+        (&row_starts[..], &page_starts[..], &kv_tokens[..]),
+        (&[0, 3, 5][..], &[0, 2, 3][..], &[18, 2][..])
+    );
     assert_eq!((plan.pieces(), &words[plan.row_pieces()]), (2, &[0, 1, 2][..]));
 }
 
@@ -143,17 +134,15 @@ fn padding_rows_of_a_graph_write_nothing() {
     assert_eq!(words[plan.tokens()], [5, 6, 0, 0]);
     assert_eq!(words[plan.positions()], [700, 20, 0, 0]);
     assert_eq!(places(&words[plan.pool_places()])[2..], [-1, -1]);
-    assert_eq!(words[plan.row_starts(&plan.decode)], [0, 1, 2, 3, 4]);
-    assert_eq!(words[plan.page_starts(&plan.decode)], [0, 44, 46, 47, 48]);
+    assert_eq!(words[plan.page_starts()], [0, 44, 46, 47, 48]);
     assert_eq!(words[plan.pages(&plan.decode)][46..], [0, 0]);
-    assert_eq!(words[plan.last_page_tokens(&plan.decode)], [13, 5, 1, 1]);
+    assert_eq!(words[plan.last_page_tokens()], [13, 5, 1, 1]);
     assert_eq!(words[plan.settings()][2 * SETTING_WORDS..], [0; 2 * SETTING_WORDS]);
     // 701 tokens have three pieces, so there are six pieces and the capacity is eight.
     assert_eq!((plan.pieces(), &words[plan.row_pieces()]), (8, &[0, 3, 4, 5, 6][..]));
     assert_eq!(words[plan.piece_rows()][..6], [0, 0, 0, 1, 2, 3]);
     assert_eq!(words[plan.piece_places()][..6], [0, 1, 2, 0, 0, 0]);
-    assert_eq!(words[plan.piece_lengths()], [256, 256, 256, 256, 256, 256, 1, 1]);
-    assert_eq!(flags(&words[plan.piece_flags()], 8), [1, 1, 1, 1, 1, 1, 0, 0]);
+    assert_eq!(words[plan.piece_lengths()][..6], [256; 6]);
 }
 
 #[test]
@@ -280,22 +269,24 @@ proptest! {
         prop_assert_eq!(&words[plan.sampled_rows()], &sampled[..]);
         prop_assert_eq!(plan.sampled, sampled.len());
 
+        let context = |chunk: &&Owned| chunk.start as usize + chunk.tokens.len();
+        let used = |chunk: &&Owned| context(chunk).div_ceil(PAGE_TOKENS);
         for (part, of_part) in [(&plan.prefill, &all[..prompts]), (&plan.decode, &all[prompts..])] {
-            let context = |chunk: &&Owned| chunk.start as usize + chunk.tokens.len();
-            let used = |chunk: &&Owned| context(chunk).div_ceil(PAGE_TOKENS);
-            prop_assert_eq!(&words[plan.row_starts(part)], &starts(of_part.iter().map(|chunk| chunk.tokens.len()))[..]);
-            prop_assert_eq!(&words[plan.page_starts(part)], &starts(of_part.iter().map(used))[..]);
             let tables: Vec<i32> =
                 of_part.iter().flat_map(|chunk| &chunk.pages[..used(chunk)]).map(|page| page.0 as i32).collect();
             prop_assert_eq!(&words[plan.pages(part)], &tables[..]);
-            let last: Vec<i32> = of_part.iter().map(|chunk| ((context(chunk) - 1) % PAGE_TOKENS + 1) as i32).collect();
-            prop_assert_eq!(&words[plan.last_page_tokens(part)], &last[..]);
-            let kv: Vec<i32> = of_part.iter().map(|chunk| context(chunk) as i32).collect();
-            prop_assert_eq!(plan.kv_tokens(part), &kv[..]);
         }
 
-        let contexts: Vec<usize> = all[prompts..].iter().map(|chunk| chunk.start as usize + chunk.tokens.len()).collect();
-        prop_assert!(contexts.is_empty() || words[plan.row_pieces()] == starts(contexts.iter().map(|context| pieces(*context))));
+        let (of_prompts, decodes) = all.split_at(prompts);
+        prop_assert_eq!(&plan.prompts.row_starts, &starts(of_prompts.iter().map(|chunk| chunk.tokens.len())));
+        prop_assert_eq!(&plan.prompts.page_starts, &starts(of_prompts.iter().map(used)));
+        prop_assert!(plan.prompts.kv_tokens.iter().map(|tokens| *tokens as usize).eq(of_prompts.iter().map(context)));
+        prop_assert_eq!(&words[plan.page_starts()], &starts(decodes.iter().map(used))[..]);
+        let last: Vec<i32> = decodes.iter().map(|chunk| ((context(chunk) - 1) % PAGE_TOKENS + 1) as i32).collect();
+        prop_assert_eq!(&words[plan.last_page_tokens()], &last[..]);
+
+        let contexts: Vec<usize> = decodes.iter().map(context).collect();
+        prop_assert_eq!(&words[plan.row_pieces()], &starts(contexts.iter().map(|context| pieces(*context)))[..]);
         let real: Vec<(i32, i32, i32)> = contexts.iter().enumerate().flat_map(|(row, context)| {
             (0..pieces(*context)).map(move |place| (row as i32, place as i32, piece_tokens(*context) as i32))
         }).collect();
@@ -304,9 +295,6 @@ proptest! {
             let found = (words[plan.piece_rows()][piece], words[plan.piece_places()][piece], words[plan.piece_lengths()][piece]);
             prop_assert_eq!(&found, expect, "piece {}", piece);
         }
-        prop_assert!(words[plan.piece_lengths()].iter().all(|length| *length > 0));
-        let flagged = flags(&words[plan.piece_flags()], plan.pieces());
-        prop_assert!(flagged.iter().enumerate().all(|(piece, flag)| *flag == u8::from(piece < real.len())));
 
         // Each list lies within the copied words, and no two lists overlap.
         let mut ranges: Vec<_> = lists(&plan).into_iter().map(|(name, range)| (range.start, range.end, name)).collect();
