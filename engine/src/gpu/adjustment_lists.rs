@@ -34,30 +34,35 @@ pub(crate) struct AdjustmentLists {
 
 impl AdjustmentLists {
     /// Writes the lists of a step that samples `rows` rows: `sampled`, and padding rows.
-    pub(crate) fn lay_out(&mut self, sampled: &[AdjustedRow<'_>], rows: usize, vocabulary: usize) {
+    pub(crate) fn lay_out<'a>(
+        &mut self,
+        sampled: impl Iterator<Item = AdjustedRow<'a>> + Clone,
+        rows: usize,
+        vocabulary: usize,
+    ) {
         let words = &mut self.words;
         words.clear();
-        let place_of = |row: &AdjustedRow<'_>| row.place.map_or(u32::MAX, |place| place.index as u32);
-        words.extend(sampled.iter().map(place_of));
+        let place_of = |row: AdjustedRow<'_>| row.place.map_or(u32::MAX, |place| place.index as u32);
+        words.extend(sampled.clone().map(place_of));
         words.resize(rows, u32::MAX);
         let mut biases = 0;
-        for row in sampled {
+        for row in sampled.clone() {
             words.push(biases as u32);
-            biases += biases_of(row, vocabulary).len();
+            biases += biases_of(&row, vocabulary).len();
         }
         words.resize(2 * rows + 1, biases as u32);
-        let pairs = sampled.iter().flat_map(|row| biases_of(row, vocabulary));
+        let pairs = sampled.clone().flat_map(|row| biases_of(&row, vocabulary));
         words.extend(pairs.flat_map(|(token, bias)| [*token, bias.to_bits()]));
         let filled =
-            || sampled.iter().filter_map(|row| Some((row, row.place.filter(|place| place.needs_fill)?)));
+            || sampled.clone().filter_map(|row| Some((row, row.place.filter(|place| place.needs_fill)?)));
         let mut next = 0;
         for (row, place) in filled() {
-            let tokens = tokens_of(row).len() as u32;
+            let tokens = tokens_of(&row).len() as u32;
             let prompt = row.sample.prompt.min(tokens);
             words.extend([place.index as u32, next, next + prompt, next + tokens]);
             next += tokens;
         }
-        filled().for_each(|(row, _)| words.extend(tokens_of(row)));
+        filled().for_each(|(row, _)| words.extend(tokens_of(&row)));
         let sequences = filled().count();
         (self.rows, self.biases, self.sequences) = (rows, biases, sequences);
     }
@@ -138,8 +143,8 @@ mod tests {
         ];
         let mut lists = AdjustmentLists::default();
         // The lists of an earlier step are overwritten.
-        lists.lay_out(&rows, 4, 8);
-        lists.lay_out(&rows, 6, 50);
+        lists.lay_out(rows.iter().copied(), 4, 8);
+        lists.lay_out(rows.iter().copied(), 6, 50);
         let words = lists.words();
         let none = u32::MAX;
         assert_eq!(words[lists.place_of()], [4, 9, none, 0, none, none]);
@@ -152,7 +157,7 @@ mod tests {
         );
         assert_eq!(words[lists.sequences()], [4, 0, 2, 3, 0, 3, 4, 4]);
         assert_eq!(words[lists.tokens()], [5, 6, 7, 3]);
-        lists.lay_out(&rows[..0], 2, 50);
+        lists.lay_out(rows[..0].iter().copied(), 2, 50);
         assert_eq!(lists.words(), [none, none, 0, 0, 0]);
     }
 

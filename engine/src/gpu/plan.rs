@@ -95,20 +95,20 @@ impl Plan {
 
     /// Writes a batch's lists to `words`, which has [`words_max`](Self::words_max) words. The batch has been checked and fits.
     /// If `decode_rows` is above 0, padding rows fill up the decode rows to this number, and the piece capacity is a power of
-    /// two. If a chunk takes its token from the previous step ([`TokenSource::Follows`]), its entry in `followed` is the row that samples
-    /// the token there.
+    /// two. If chunk `i` takes its token from the previous step ([`TokenSource::Follows`]), `followed(i)` is the row that samples the token there.
     pub(crate) fn lay_out(
         &mut self,
         batch: &[Chunk<'_>],
-        followed: &[usize],
+        followed: impl Fn(usize) -> usize,
         decode_rows: usize,
         words: &mut [i32],
     ) {
         self.order.clear();
-        self.order.extend(0..batch.len());
-        // The sort is stable: prompts and decode rows each keep the batch's order.
-        self.order.sort_by_key(|index| batch[*index].source != TokenSource::Prompt);
-        let prefills = batch.iter().filter(|chunk| chunk.source == TokenSource::Prompt).count();
+        // Prompts and decode rows each keep the batch's order.
+        let is_prompt = |index: &usize| batch[*index].source == TokenSource::Prompt;
+        self.order.extend((0..batch.len()).filter(is_prompt));
+        let prefills = self.order.len();
+        self.order.extend((0..batch.len()).filter(|index| !is_prompt(index)));
         let fillers = decode_rows.saturating_sub(batch.len() - prefills);
         self.set_piece_capacity(batch, fillers, decode_rows > 0);
         self.prompts.clear();
@@ -126,7 +126,7 @@ impl Plan {
         }
         self.prefill = writer.end_prompts();
         for index in decodes {
-            writer.decode_row(&batch[*index], followed[*index]);
+            writer.decode_row(&batch[*index], || followed(*index));
         }
         for _ in 0..fillers {
             writer.filler();

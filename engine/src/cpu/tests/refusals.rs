@@ -63,7 +63,7 @@ fn a_history_has_the_tokens_before_the_sample() {
         let sample = Some(Sample { how, tokens: &tokens[..known], ..Sample::greedy() });
         let (tokens, score) = (&tokens[14..15], None);
         let chunk = Chunk { sequence: 9, tokens, source, start: 14, pages: &pages, sample, score };
-        batch::check(&[chunk], &engine.model, &engine.kv, engine.limits, |_| true)
+        BatchCheck::default().check(&[chunk], &engine.model, &engine.kv, engine.limits, |_| true)
     };
     let short = |needed, given| Err(EngineError::ShortHistory { sequence: 9, needed, given });
     assert_eq!(check(&penalised, TokenSource::Sampled, 15), Ok(()));

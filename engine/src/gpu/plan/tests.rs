@@ -51,7 +51,7 @@ fn laid_out(owned: &[Owned], followed: &[usize], decode_rows: usize) -> (Plan, V
     let mut plan = Plan::new(CAPACITY, PAGE_TOKENS);
     // The words of an earlier step are not zero.
     let mut words = vec![0x55; plan.words_max()];
-    plan.lay_out(&batch, followed, decode_rows, &mut words);
+    plan.lay_out(&batch, |index| followed[index], decode_rows, &mut words);
     (plan, words)
 }
 

@@ -48,12 +48,12 @@ impl Writer<'_> {
 
     /// Writes a prompt.
     pub(super) fn prompt(&mut self, chunk: &Chunk<'_>) {
-        self.chunk(chunk, 0);
+        self.chunk(chunk, || 0);
         self.prompts.push(chunk.end(), (self.written.rows, self.written.pages));
     }
 
-    /// Writes a decode row. `followed` is the row of the previous step that samples its token, if it [follows](TokenSource::Follows).
-    pub(super) fn decode_row(&mut self, chunk: &Chunk<'_>, followed: usize) {
+    /// Writes a decode row. If it [follows](TokenSource::Follows), `followed` returns the row of the previous step that samples its token.
+    pub(super) fn decode_row(&mut self, chunk: &Chunk<'_>, followed: impl Fn() -> usize) {
         self.chunk(chunk, followed);
         self.context(chunk.end());
     }
@@ -83,14 +83,14 @@ impl Writer<'_> {
         self.words[last_page_tokens + row] = ((tokens - 1) % self.page_tokens + 1) as i32;
     }
 
-    /// Writes a chunk. `followed` is the row of the previous step that samples its token, if the chunk [follows](TokenSource::Follows).
-    fn chunk(&mut self, chunk: &Chunk<'_>, followed: usize) {
+    /// Writes a chunk. If it [follows](TokenSource::Follows), `followed` returns the row of the previous step that samples its token.
+    fn chunk(&mut self, chunk: &Chunk<'_>, followed: impl Fn() -> usize) {
         if let Some(score) = chunk.score {
             self.score(score.targets);
         }
         for (offset, token) in chunk.tokens.iter().enumerate() {
             let token = match chunk.source {
-                TokenSource::Follows => -1 - followed as i32,
+                TokenSource::Follows => -1 - followed() as i32,
                 TokenSource::Prompt | TokenSource::Sampled => token.cast_signed(),
             };
             let position = chunk.start as usize + offset;
