@@ -130,9 +130,7 @@ impl CudaEngine {
         // SAFETY: the caller's contract. `Drop` waits for the stream.
         unsafe { self.adjustments.upload(sampled, rows, self.turn, &self.stream)? };
         for index in chunks {
-            if self.places.assigned(*index).is_some() {
-                self.places.set_counted(batch[*index].sequence, batch[*index].end());
-            }
+            self.places.set_counted(batch[*index].sequence, batch[*index].end());
         }
         Ok(true)
     }

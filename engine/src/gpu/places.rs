@@ -126,10 +126,12 @@ impl Places {
         free
     }
 
-    /// The place of a sequence counts its first `tokens` tokens, because it was filled or the device added the last one.
+    /// The place of a sequence counts its first `tokens` tokens, because it was filled or the device added the last one. Does nothing if the last step has
+    /// assigned no place to the sequence: then its sample does not look back, and the device does not count it.
     pub(crate) fn set_counted(&mut self, sequence: u64, tokens: usize) {
-        if let Some(index) = self.of.get(&sequence) {
-            self.held[*index].counted = Some(tokens);
+        let Some(held) = self.of.get(&sequence).map(|index| &mut self.held[*index]) else { return };
+        if held.step == self.step {
+            held.counted = Some(tokens);
         }
     }
 
@@ -208,6 +210,16 @@ mod tests {
         assert_eq!(places.assign([after].iter().map(LookingBack::of)), Err(2), "it follows nothing");
         places.set_counted(2, 4);
         assert_eq!(places.assign([after].iter().map(LookingBack::of)), Ok(()));
+    }
+
+    #[test]
+    fn a_sample_that_does_not_look_back_is_not_counted() {
+        let mut places = Places::new(2);
+        step(&mut places, &[row(1, 5)]);
+        assign(&mut places, &[row(2, 9)]).unwrap();
+        places.set_counted(1, 7);
+        assert_eq!(assign(&mut places, &[follows(1, 7)]), Err(1));
+        assert_eq!(step(&mut places, &[row(1, 7)]), [(0, true)]);
     }
 
     #[test]
