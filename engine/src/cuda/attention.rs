@@ -225,7 +225,7 @@ impl Attention {
             partial_out: self.partial_out.numbers(0, pieces * self.row_numbers()),
             partial_sums: self.partial_sums.numbers(0, pieces * self.heads as usize),
             piece_rows: step.list(plan.piece_rows()),
-            piece_places: step.list(plan.piece_places()),
+            piece_starts: step.list(plan.piece_starts()),
             piece_lengths: step.list(plan.piece_lengths()),
             row_pieces: step.list(plan.row_pieces()),
             q: heads.query.numbers(first, numbers),

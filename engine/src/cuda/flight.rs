@@ -202,17 +202,17 @@ impl CudaEngine {
         let rows_scored: usize = flight.scored.iter().map(|(_, _, count, _)| count).sum();
         let (of_prompts, of_samples) = scores.split_at(rows_scored * SCORE_WORDS);
         let mut of_samples = of_samples.chunks_exact(SCORE_WORDS);
-        let mut placed: Vec<(usize, SampledToken)> = Vec::with_capacity(flight.samples.len());
+        let mut by_chunk: Vec<(usize, SampledToken)> = Vec::with_capacity(flight.samples.len());
         for (row, (sample, index)) in flight.samples.iter().zip(&flight.chunks).enumerate() {
             let reported = sample.logprobs.and_then(|top| Some((of_samples.next()?, top.min(most))));
             if sample.is_late() {
                 continue;
             }
             let logprobs = reported.map(|(words, top)| Box::new(logprobs_of(words, top)));
-            placed.push((*index, sample.sampled(Token { id: chosen[row].cast_unsigned(), logprobs })));
+            by_chunk.push((*index, sample.sampled(Token { id: chosen[row].cast_unsigned(), logprobs })));
         }
-        placed.sort_by_key(|(index, _)| *index);
-        let tokens = placed.into_iter().map(|(_, token)| token).collect();
+        by_chunk.sort_by_key(|(index, _)| *index);
+        let tokens = by_chunk.into_iter().map(|(_, token)| token).collect();
         let mut words = of_prompts.chunks_exact(SCORE_WORDS);
         let mut scores: Vec<(usize, ScoredChunk)> = Vec::with_capacity(flight.scored.len());
         for (index, sequence, count, top) in flight.scored.iter().copied() {

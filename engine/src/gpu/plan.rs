@@ -1,4 +1,4 @@
-//! The layout of a batch for the GPU kernels: token ids, positions, pool places and page tables. All lists lie in one array
+//! The layout of a batch for the GPU kernels: token ids, positions, pool indices and page tables. All lists lie in one array
 //! of 32-bit words, which one copy sends to the device.
 //!
 //! In a step without prompts, the offsets of the lists depend only on the capacity for split-KV pieces. So a captured graph
@@ -164,10 +164,10 @@ impl Plan {
         list(self.offsets.positions, self.rows)
     }
 
-    /// The pool place of each row's key and value, as 64-bit numbers: page × page_tokens + position in the page. -1 writes
+    /// The pool index of each row's key and value, as 64-bit numbers: page × page_tokens + position in the page. -1 writes
     /// nothing.
-    pub(crate) fn pool_places(&self) -> Range<usize> {
-        list(self.offsets.pool_places, 2 * self.rows)
+    pub(crate) fn pool_indices(&self) -> Range<usize> {
+        list(self.offsets.pool_indices, 2 * self.rows)
     }
 
     /// The sampled rows, ascending.
@@ -220,9 +220,9 @@ impl Plan {
         list(self.offsets.piece_rows, self.pieces)
     }
 
-    /// The index of each piece within its row.
-    pub(crate) fn piece_places(&self) -> Range<usize> {
-        list(self.offsets.piece_places, self.pieces)
+    /// The first position of each piece in the context of its row.
+    pub(crate) fn piece_starts(&self) -> Range<usize> {
+        list(self.offsets.piece_starts, self.pieces)
     }
 
     /// For each piece: the length in tokens of the pieces of its row.

@@ -13,7 +13,7 @@ const ALIGN_WORDS: usize = 4;
 pub(super) struct Offsets {
     pub(super) tokens: usize,
     pub(super) positions: usize,
-    pub(super) pool_places: usize,
+    pub(super) pool_indices: usize,
     pub(super) sampled_rows: usize,
     pub(super) settings: usize,
     pub(super) reported_rows: usize,
@@ -23,7 +23,7 @@ pub(super) struct Offsets {
     pub(super) last_page_tokens: usize,
     pub(super) row_pieces: usize,
     pub(super) piece_rows: usize,
-    pub(super) piece_places: usize,
+    pub(super) piece_starts: usize,
     pub(super) piece_lengths: usize,
     pub(super) pages: usize,
 }
@@ -39,7 +39,7 @@ impl Offsets {
         Self {
             tokens: list(rows),
             positions: list(rows),
-            pool_places: list(2 * rows),
+            pool_indices: list(2 * rows),
             sampled_rows: list(chunks),
             settings: list(SETTING_WORDS * chunks),
             reported_rows: list(chunks),
@@ -49,7 +49,7 @@ impl Offsets {
             last_page_tokens: list(chunks),
             row_pieces: list(chunks + 1),
             piece_rows: list(pieces),
-            piece_places: list(pieces),
+            piece_starts: list(pieces),
             piece_lengths: list(pieces),
             pages: next,
         }

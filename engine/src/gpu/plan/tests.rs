@@ -55,7 +55,7 @@ fn laid_out(owned: &[Owned], followed: &[usize], decode_rows: usize) -> (Plan, V
     (plan, words)
 }
 
-fn places(words: &[i32]) -> Vec<i64> {
+fn pool_indices(words: &[i32]) -> Vec<i64> {
     words
         .as_chunks::<2>()
         .0
@@ -70,7 +70,7 @@ fn lists(plan: &Plan) -> Vec<(&'static str, Range<usize>)> {
     vec![
         ("tokens", plan.tokens()),
         ("positions", plan.positions()),
-        ("pool places", plan.pool_places()),
+        ("pool indices", plan.pool_indices()),
         ("sampled rows", plan.sampled_rows()),
         ("settings", plan.settings()),
         ("reported rows", plan.reported_rows()),
@@ -80,7 +80,7 @@ fn lists(plan: &Plan) -> Vec<(&'static str, Range<usize>)> {
         ("decode last pages", plan.last_page_tokens()),
         ("row pieces", plan.row_pieces()),
         ("piece rows", plan.piece_rows()),
-        ("piece places", plan.piece_places()),
+        ("piece starts", plan.piece_starts()),
         ("piece lengths", plan.piece_lengths()),
         ("prompts' pages", plan.pages(prefill)),
         ("decode pages", plan.pages(decode)),
@@ -104,7 +104,7 @@ fn every_list_has_the_prompts_first() {
     assert_eq!(words[plan.positions()], [15, 16, 17, 0, 1, 16, 0]);
     let page = |page: i64| page * PAGE_TOKENS as i64;
     let expect = [page(200) + 15, page(201), page(201) + 1, page(400), page(400) + 1, page(101), page(300)];
-    assert_eq!(places(&words[plan.pool_places()]), expect);
+    assert_eq!(pool_indices(&words[plan.pool_indices()]), expect);
     assert_eq!(words[plan.sampled_rows()], [4, 5, 6]);
     assert_eq!(words[plan.page_starts()], [0, 2, 3]);
     assert_eq!(words[plan.pages(&plan.prefill)], [200, 201, 400]);
@@ -133,7 +133,7 @@ fn padding_rows_of_a_graph_write_nothing() {
     assert_eq!((plan.rows, plan.sampled, plan.decode.rows.clone()), (4, 4, 0..4));
     assert_eq!(words[plan.tokens()], [5, 6, 0, 0]);
     assert_eq!(words[plan.positions()], [700, 20, 0, 0]);
-    assert_eq!(places(&words[plan.pool_places()])[2..], [-1, -1]);
+    assert_eq!(pool_indices(&words[plan.pool_indices()])[2..], [-1, -1]);
     assert_eq!(words[plan.page_starts()], [0, 44, 46, 47, 48]);
     assert_eq!(words[plan.pages(&plan.decode)][46..], [0, 0]);
     assert_eq!(words[plan.last_page_tokens()], [13, 5, 1, 1]);
@@ -141,7 +141,7 @@ fn padding_rows_of_a_graph_write_nothing() {
     // 701 tokens have three pieces, so there are six pieces and the capacity is eight.
     assert_eq!((plan.pieces(), &words[plan.row_pieces()]), (8, &[0, 3, 4, 5, 6][..]));
     assert_eq!(words[plan.piece_rows()][..6], [0, 0, 0, 1, 2, 3]);
-    assert_eq!(words[plan.piece_places()][..6], [0, 1, 2, 0, 0, 0]);
+    assert_eq!(words[plan.piece_starts()][..6], [0, 256, 512, 0, 0, 0]);
     assert_eq!(words[plan.piece_lengths()][..6], [256; 6]);
 }
 
@@ -247,16 +247,16 @@ proptest! {
         let all: Vec<&Owned> = chunks.iter().copied().chain((0..fillers).map(|_| &filler)).collect();
 
         let mut row = 0;
-        let stored = places(&words[plan.pool_places()]);
-        for (place, chunk) in all.iter().enumerate() {
+        let stored = pool_indices(&words[plan.pool_indices()]);
+        for (index, chunk) in all.iter().enumerate() {
             for (offset, token) in chunk.tokens.iter().enumerate() {
                 let position = chunk.start as usize + offset;
                 let token = match chunk.source {
-                    TokenSource::Follows => -1 - 3 * plan.order[place] as i32,
+                    TokenSource::Follows => -1 - 3 * plan.order[index] as i32,
                     _ => *token as i32,
                 };
                 let page = chunk.pages[position / PAGE_TOKENS].0 as usize;
-                let expect = if place < owned.len() { (page * PAGE_TOKENS + position % PAGE_TOKENS) as i64 } else { -1 };
+                let expect = if index < owned.len() { (page * PAGE_TOKENS + position % PAGE_TOKENS) as i64 } else { -1 };
                 let found = (words[plan.tokens()][row], words[plan.positions()][row], stored[row]);
                 prop_assert_eq!(found, (token, position as i32, expect), "row {}", row);
                 row += 1;
@@ -288,11 +288,12 @@ proptest! {
         let contexts: Vec<usize> = decodes.iter().map(context).collect();
         prop_assert_eq!(&words[plan.row_pieces()], &starts(contexts.iter().map(|context| pieces(*context)))[..]);
         let real: Vec<(i32, i32, i32)> = contexts.iter().enumerate().flat_map(|(row, context)| {
-            (0..pieces(*context)).map(move |place| (row as i32, place as i32, piece_tokens(*context) as i32))
+            let length = piece_tokens(*context);
+            (0..pieces(*context)).map(move |piece| (row as i32, (piece * length) as i32, length as i32))
         }).collect();
         prop_assert!(plan.pieces() >= real.len() && (decode_rows > 0 || plan.pieces() == real.len()));
         for (piece, expect) in real.iter().enumerate() {
-            let found = (words[plan.piece_rows()][piece], words[plan.piece_places()][piece], words[plan.piece_lengths()][piece]);
+            let found = (words[plan.piece_rows()][piece], words[plan.piece_starts()][piece], words[plan.piece_lengths()][piece]);
             prop_assert_eq!(&found, expect, "piece {}", piece);
         }
 

@@ -1,7 +1,7 @@
 //! Writes the lists of a step, one chunk at a time.
 
 use super::offsets::{Offsets, Part, SETTING_WORDS};
-use super::pieces::{piece_tokens, pieces};
+use super::pieces::piece_tokens;
 use super::prompt_lists::PromptLists;
 use crate::sampling::Sampling;
 use crate::step::{Chunk, TokenSource};
@@ -69,13 +69,14 @@ impl Writer<'_> {
     /// Ends a decode row, whose context has `tokens` tokens, with the ends of its page table and its split-KV pieces.
     fn context(&mut self, tokens: usize) {
         let Offsets { page_starts, last_page_tokens, row_pieces, .. } = self.offsets;
-        let Offsets { piece_rows, piece_places, piece_lengths, .. } = self.offsets;
+        let Offsets { piece_rows, piece_starts, piece_lengths, .. } = self.offsets;
         let row = self.written.chunks - 1 - self.part.chunks.start;
-        for place in 0..pieces(tokens) {
+        let length = piece_tokens(tokens);
+        for start in (0..tokens).step_by(length) {
             let piece = self.written.pieces;
             self.words[piece_rows + piece] = row as i32;
-            self.words[piece_places + piece] = place as i32;
-            self.words[piece_lengths + piece] = piece_tokens(tokens) as i32;
+            self.words[piece_starts + piece] = start as i32;
+            self.words[piece_lengths + piece] = length as i32;
             self.written.pieces += 1;
         }
         self.words[row_pieces + row + 1] = self.written.pieces as i32;
@@ -95,8 +96,8 @@ impl Writer<'_> {
             };
             let position = chunk.start as usize + offset;
             let page = chunk.pages[position / self.page_tokens].0 as usize;
-            let place = page * self.page_tokens + position % self.page_tokens;
-            self.row(token, position, place as i64);
+            let index = page * self.page_tokens + position % self.page_tokens;
+            self.row(token, position, index as i64);
         }
         let end = chunk.end();
         let used = end.div_ceil(self.page_tokens);
@@ -106,12 +107,12 @@ impl Writer<'_> {
         }
     }
 
-    fn row(&mut self, token: i32, position: usize, place: i64) {
+    fn row(&mut self, token: i32, position: usize, pool_index: i64) {
         let row = self.written.rows;
         self.words[self.offsets.tokens + row] = token;
         self.words[self.offsets.positions + row] = position as i32;
-        let at = self.offsets.pool_places + 2 * row;
-        self.words[at..at + 2].copy_from_slice(&words_of(place));
+        let at = self.offsets.pool_indices + 2 * row;
+        self.words[at..at + 2].copy_from_slice(&words_of(pool_index));
         self.written.rows += 1;
     }
 
