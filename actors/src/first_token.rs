@@ -6,7 +6,7 @@ use engine::{Logprobs, Sampling, Token};
 /// The settings with which a sender samples the first token, and the log probabilities of the prompt that it reports.
 pub fn to_frame(sampling: &Sampling, prompt_logprobs: Option<u32>) -> Box<FirstToken> {
     let Sampling { temperature, top_p, top_k, min_p, repetition_penalty, seed, logprobs, .. } = *sampling;
-    let logit_bias = sampling.logit_bias.clone();
+    let logit_bias = sampling.logit_bias.to_vec();
     Box::new(FirstToken {
         temperature,
         top_p,
@@ -31,7 +31,7 @@ pub fn from_frame(first: FirstToken) -> Sampling {
         top_k,
         min_p,
         repetition_penalty,
-        logit_bias,
+        logit_bias: logit_bias.into(),
         seed,
         logprobs: logprobs.map(|top| top.min(Sampling::LOGPROBS_MAX)),
         // These penalties count sampled tokens, and none has been sampled yet.

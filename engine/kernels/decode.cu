@@ -34,9 +34,8 @@ struct DecodeRun {
   bf16* partial_out;
   float* partial_sums;
   const int32_t* piece_rows;
-  const int32_t* piece_places;
+  const int32_t* piece_starts;
   const int32_t* piece_lengths;
-  const bool* piece_flags;
   const int32_t* row_pieces;
   const bf16* q;
   const void* pool;
@@ -57,7 +56,7 @@ struct DecodeRun {
   float scale;
   int32_t fp8;
 };
-static_assert(sizeof(DecodeRun) == 168);
+static_assert(sizeof(DecodeRun) == 160);
 
 namespace {
 
@@ -98,14 +97,14 @@ __device__ Found find(const DecodeRun& of, int item) {
   const int index = item / parts, part = item % parts;
   Found found = {};
   found.piece.index = -1;
-  if (index >= of.pieces || !of.piece_flags[index]) return found;
+  if (index >= of.row_pieces[of.rows]) return found;
   const int row = of.piece_rows[index], length = of.piece_lengths[index];
   const int start = of.page_starts[row], end = of.page_starts[row + 1], last = of.last_page_tokens[row];
   found.kv_head = part / of_group;
   const int first_head = found.kv_head * group + part % of_group * COLUMNS;
   const bool is_alone = of.row_pieces[row + 1] - of.row_pieces[row] == 1;
   found.piece = {index, row, first_head, min(COLUMNS, (found.kv_head + 1) * group - first_head), is_alone};
-  found.first = of.piece_places[index] * length;
+  found.first = of.piece_starts[index];
   found.tokens = min(length, (end - start - 1) * of.page_tokens + last - found.first);
   found.first_page = start;
   return found;
@@ -473,9 +472,9 @@ extern "C" {
 // - The pool has `pool_lines` lines of `head_dim` numbers, bf16, or e4m3 codes if `fp8`. The keys of KV head h in page p begin at line
 //   p * page_lines + h * head_lines + layer_lines, and the values `page_tokens` lines later. `page_tokens` is a multiple of
 //   16.
-// - Piece b is piece `piece_places[b]` of row `piece_rows[b]`; this row's pieces have `piece_lengths[b]` tokens. The used pieces come first; the first
-//   with a false `piece_flags[b]` ends them.
-// - `row_pieces[r]` is the number of pieces before those of row r.
+// - Piece b begins at position `piece_starts[b]` of row `piece_rows[b]`; this row's pieces have `piece_lengths[b]` tokens.
+// - `row_pieces[r]` is the number of pieces before those of row r. `row_pieces[rows]` is the number of all pieces, at most `pieces`. The lists of pieces
+//   have room for `pieces` pieces.
 // - `partial_out` has pieces * heads * head_dim bf16 numbers, and `partial_sums` has pieces * heads floats.
 int baton_decode_run(const DecodeRun* arguments, cudaStream_t stream) {
   const DecodeRun& of = *arguments;

@@ -194,12 +194,12 @@ __device__ float head_sum(float value, int width) {
 // averages values over positions, does not average such an error away.
 template <typename Product, typename Stored>
 __global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* head_norms, bf16* q_out, Stored* pool,
-                            const int32_t* positions, const int64_t* places, const float* inverse_frequencies, int heads,
+                            const int32_t* positions, const int64_t* pool_indices, const float* inverse_frequencies, int heads,
                             int kv_heads, int head_dim, int page_tokens, float epsilon, int64_t page_stride,
                             int64_t head_stride, int64_t layer_offset) {
   extern __shared__ float2 turns[];  // head_dim / 2 pairs of cosine and sine
   __shared__ Stored* page;           // the layer's keys of KV head 0 in the row's page, or null
-  __shared__ int place_in_page;
+  __shared__ int position_in_page;
   const int64_t row = blockIdx.x;
   for (int i = threadIdx.x; i < head_dim / 2; i += blockDim.x) {
     float sine, cosine;
@@ -207,9 +207,9 @@ __global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* he
     turns[i] = {cosine, sine};
   }
   if (threadIdx.x == 0) {
-    const int64_t place = places[row];
-    page = place < 0 ? nullptr : pool + place / page_tokens * page_stride + layer_offset;
-    place_in_page = place < 0 ? 0 : static_cast<int>(place % page_tokens);
+    const int64_t index = pool_indices[row];
+    page = index < 0 ? nullptr : pool + index / page_tokens * page_stride + layer_offset;
+    position_in_page = index < 0 ? 0 : static_cast<int>(index % page_tokens);
   }
   after_previous(gridDim.x);
   __syncthreads();
@@ -225,7 +225,7 @@ __global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* he
       if (page == nullptr) continue;
       const int is_value = head >= heads + kv_heads;
       const int kv_head = head - heads - is_value * kv_heads;
-      target = page + kv_head * head_stride + (int64_t{is_value} * page_tokens + place_in_page) * head_dim;
+      target = page + kv_head * head_stride + (int64_t{is_value} * page_tokens + position_in_page) * head_dim;
     }
     Floats floats = load(source, i);
     if (bias != nullptr) {
@@ -337,7 +337,7 @@ struct RopeAppend {
   bf16* q_out;
   void* pool;
   const int32_t* positions;
-  const int64_t* places;
+  const int64_t* pool_indices;
   const float* inverse_frequencies;
   int64_t page_stride;
   int64_t head_stride;
@@ -413,12 +413,12 @@ int baton_add_rms_norm(const AddRmsNorm* arguments, cudaStream_t stream) {
 //   `head_dim / 8` must be a power of two below 32.
 // - Pair (2i, 2i + 1) of queries and keys rotates by the angle positions[r] * inverse_frequencies[i].
 // - Queries go to q_out, [rows][heads][head_dim].
-// - Keys and values go to the pool place places[r] = page * page_tokens + position in the page. A negative place writes
+// - Keys and values go to the pool index pool_indices[r] = page * page_tokens + position in the page. A negative index writes
 //   nothing.
 // - A KV head's part of the layer starts at page * page_stride + kv_head * head_stride + layer_offset numbers. It is
 //   [keys, values][page_tokens][head_dim]. Its numbers are FP8 codes if `fp8`, else bf16.
 int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
-  const auto [qkv, bias, head_norms, q_out, pool, positions, places, inverse_frequencies, page_stride, head_stride, layer_offset,
+  const auto [qkv, bias, head_norms, q_out, pool, positions, pool_indices, inverse_frequencies, page_stride, head_stride, layer_offset,
               rows, heads, kv_heads, head_dim, page_tokens, epsilon, fp8] = *arguments;
   if (rows == 0) return cudaSuccess;
   const int block = block_for((heads + 2 * kv_heads) * head_dim / VECTOR, BLOCK_MAX);
@@ -427,7 +427,7 @@ int baton_rope_append(const RopeAppend* arguments, cudaStream_t stream) {
     using Product = std::remove_const_t<std::remove_pointer_t<decltype(products)>>;
     using Stored = std::remove_pointer_t<decltype(numbers)>;
     return launch(rope_append<Product, Stored>, rows, block, shared_bytes, stream, products, bias, head_norms, q_out, numbers,
-                  positions, places, inverse_frequencies, heads, kv_heads, head_dim, page_tokens, epsilon, page_stride,
+                  positions, pool_indices, inverse_frequencies, heads, kv_heads, head_dim, page_tokens, epsilon, page_stride,
                   head_stride, layer_offset);
   };
   const auto of_products = [&](auto* numbers) {

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use crate::Progress;
-use crate::batch;
+use crate::batch::{BatchCheck, check_pages};
 use crate::checkpoint::Checkpoint;
 use crate::error::{EngineError, OpenError};
 use crate::kv::{KvPool, PageId};
@@ -57,6 +57,7 @@ pub struct CpuEngine {
     model: ModelInfo,
     kv: Arc<KvPool>,
     limits: StepLimits,
+    batches: BatchCheck,
     forward: Forward,
     /// The samples of the last step, while they wait for masks.
     pending: Vec<PendingSample>,
@@ -108,7 +109,15 @@ impl CpuEngine {
         let forward = Forward::new(checkpoint.spec, weights, threads, kernels, config.step_tokens as usize);
         // A step may sample every row: the memory for logits grows on demand.
         let limits = StepLimits { tokens: config.step_tokens, rows: config.step_tokens };
-        Ok(Self { model, kv, limits, forward, pending: Vec::new(), of_host: Vec::new() })
+        Ok(Self {
+            model,
+            kv,
+            limits,
+            batches: BatchCheck::default(),
+            forward,
+            pending: Vec::new(),
+            of_host: Vec::new(),
+        })
     }
 
     /// The logits of the last step, after bias and penalties: `vocabulary` floats for the `index`-th chunk with
@@ -137,7 +146,7 @@ impl Engine for CpuEngine {
         if !self.pending.is_empty() {
             return Err(EngineError::NotReady("the previous step waits for its masks"));
         }
-        batch::check(batch, &self.model, &self.kv, self.limits, |_| false)?;
+        self.batches.check(batch, &self.model, &self.kv, self.limits, |_| false)?;
         self.forward.run(batch, &self.kv).map_err(|_| EngineError::WorkerPanicked)?;
         if batch.iter().any(Chunk::is_constrained) {
             self.pending = batch.iter().filter_map(PendingSample::of).collect();
@@ -171,7 +180,7 @@ impl Engine for CpuEngine {
     }
 
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
-        batch::check_pages(pages, &self.kv, None)?;
+        check_pages(pages, &self.kv, None)?;
         fence(Ordering::Acquire);
         Ok(())
     }

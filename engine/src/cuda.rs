@@ -39,9 +39,9 @@ mod weights;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::batch;
+use crate::batch::{BatchCheck, check_pages};
 use crate::error::{CudaError, EngineError, OpenError};
-use crate::gpu::places::Places;
+use crate::gpu::places::{LookingBack, Places};
 use crate::kv::{KvLayout, KvPool, PageId};
 use crate::model::ModelInfo;
 use crate::pending::give_masks;
@@ -101,6 +101,7 @@ pub struct CudaEngine {
     model: ModelInfo,
     kv: Arc<KvPool>,
     limits: StepLimits,
+    batches: BatchCheck,
     device: Arc<CudaDevice>,
     forward: Forward,
     /// The kernels' input lists (tokens, positions, page tables) for a step that runs without a CUDA graph.
@@ -118,9 +119,13 @@ pub struct CudaEngine {
     readbacks: [Readback; 2],
     /// Steps in flight, the oldest first.
     flights: VecDeque<Flight>,
+    /// Finished steps, whose memory the next ones use.
+    idle: Vec<Flight>,
     /// For each sequence that the device samples in the last submitted step: the row of its sample. The sampled token stays on the device
     /// until the next step samples, whether or not the host has read it.
     followed: HashMap<u64, usize>,
+    /// While a step is being submitted: what `followed` was before.
+    previous: HashMap<u64, usize>,
     /// Index of the host buffers (0 or 1) that the next step uses.
     turn: usize,
     /// True once the device's context is current on the owner thread.
@@ -228,9 +233,10 @@ impl Engine for CudaEngine {
 
     fn submit(&mut self, batch: &[Chunk<'_>]) -> Result<Step, EngineError> {
         // Taken out first: if this step is refused, the next step must not take tokens from the step before it.
-        let followed = std::mem::take(&mut self.followed);
-        let samples = |sequence| followed.contains_key(&sequence);
-        batch::check(batch, &self.model, &self.kv, self.limits, samples)?;
+        std::mem::swap(&mut self.followed, &mut self.previous);
+        self.followed.clear();
+        let samples = |sequence| self.previous.contains_key(&sequence);
+        self.batches.check(batch, &self.model, &self.kv, self.limits, samples)?;
         if batch.is_empty() {
             return Ok(Step::finished(StepOutput::default()));
         }
@@ -244,12 +250,10 @@ impl Engine for CudaEngine {
         if !self.step_lists.plan().has_room(entries) {
             return Err(EngineError::TooManyPages { entries, limit: PAGE_ENTRIES_MAX });
         }
-        let assigned = self.assign(batch)?;
-        let followed: Vec<usize> =
-            batch.iter().map(|chunk| followed.get(&chunk.sequence).copied().unwrap_or(0)).collect();
+        let assigned = self.places.assign(batch.iter().map(LookingBack::of));
+        assigned.map_err(|sequence| EngineError::FollowsNothing { sequence })?;
         // SAFETY: the checks above establish the contract of `start`.
-        let flight =
-            unsafe { self.start(batch, &followed, &assigned) }.map_err(|error| self.failed(error))?;
+        let flight = unsafe { self.start(batch) }.map_err(|error| self.failed(error))?;
         self.flights.push_back(flight);
         self.turn = (self.turn + 1) % self.readbacks.len();
         Ok(Step::unfinished())
@@ -296,7 +300,9 @@ impl Engine for CudaEngine {
         // A failed step is not put back, so that the next poll looks at the next step.
         let flight = self.flights.pop_front().ok_or(EngineError::StepSpent)?;
         if flight.is_sampled && self.readbacks[flight.turn].done.is_complete().map_err(EngineError::Device)? {
-            return Ok(Some(self.collect(flight)));
+            let output = self.collect(&flight);
+            self.idle.push(flight.emptied());
+            return Ok(Some(output));
         }
         self.flights.push_front(flight);
         Ok(None)
@@ -304,7 +310,7 @@ impl Engine for CudaEngine {
 
     /// Needs no fence: the host knows that the peer's write is complete, and kernels submitted from now on run after it.
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
-        batch::check_pages(pages, &self.kv, None).inspect_err(|_| self.followed.clear())
+        check_pages(pages, &self.kv, None).inspect_err(|_| self.followed.clear())
     }
 }
 

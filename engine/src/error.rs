@@ -317,6 +317,24 @@ pub enum EngineError {
         /// The sequence of the second chunk.
         sequence: u64,
     },
+    /// One step has two chunks of a sequence.
+    #[error("the step has two chunks of sequence {sequence}: submit the second one in a later step")]
+    RepeatedSequence {
+        /// The sequence.
+        sequence: u64,
+    },
+    /// A sample [looks back](crate::Sampling::looks_back), but tokens before it are missing.
+    #[error(
+        "the sample of sequence {sequence} looks back at {needed} tokens, but its history has {given}: pass all tokens before the sample"
+    )]
+    ShortHistory {
+        /// The sequence.
+        sequence: u64,
+        /// Tokens before the sample. The last is left out if the previous step samples it.
+        needed: usize,
+        /// Tokens of the history.
+        given: usize,
+    },
     /// A chunk takes its token from the previous step, but that step does not sample this sequence, or does not count its tokens for the
     /// penalties of this chunk.
     #[error(
@@ -397,6 +415,8 @@ impl EngineError {
             Self::TooFewPages { .. } => "too_few_pages",
             Self::PageOutOfRange { .. } => "page_out_of_range",
             Self::PageWrittenTwice { .. } => "page_written_twice",
+            Self::RepeatedSequence { .. } => "repeated_sequence",
+            Self::ShortHistory { .. } => "short_history",
             Self::TooManyRows { .. } => "too_many_rows",
             Self::TooManyPages { .. } => "too_many_pages",
             Self::NotReady(_) => "not_ready",
@@ -421,6 +441,8 @@ impl EngineError {
             | Self::TooFewPages { sequence, .. }
             | Self::PageOutOfRange { sequence: Some(sequence), .. }
             | Self::PageWrittenTwice { sequence, .. }
+            | Self::RepeatedSequence { sequence }
+            | Self::ShortHistory { sequence, .. }
             | Self::FollowsNothing { sequence }
             | Self::ManySampled { sequence, .. } => Scope::Sequence(*sequence),
             Self::TooManyTokens { .. }

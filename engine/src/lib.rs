@@ -77,7 +77,7 @@ pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
 pub use model::{ComputeDevice, EngineConfig, KvCacheDtype, LoadFormat, ModelInfo, Quantization};
 pub use populate::populate;
 pub use safetensors::SafetensorsError;
-pub use sampling::{Logprobs, Sample, Sampling, Token, choose, logprobs};
+pub use sampling::{LogitBias, Logprobs, Sample, Sampling, Token, choose, logprobs};
 pub use step::{
     Chunk, Engine, SampledToken, Score, ScoredChunk, Step, StepLimits, StepOutput, TokenMask, TokenSource,
 };

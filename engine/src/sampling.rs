@@ -12,6 +12,10 @@ use std::cmp::Ordering;
 
 use common::splitmix::{STEP, mix};
 
+mod logit_bias;
+
+pub use logit_bias::LogitBias;
+
 /// The sampling settings of a sequence. The default is greedy.
 ///
 /// Equal logits, seed and position give the same token on every backend:
@@ -46,8 +50,8 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted from the logit of a token for each time that it occurs in the output, up to 32,767 times.
     pub frequency_penalty: f32,
-    /// Pairs of a token and a number that is added to its logit.
-    pub logit_bias: Vec<(u32, f32)>,
+    /// Added to the logits before penalties.
+    pub logit_bias: LogitBias,
     /// The seed of the draws. A draw is a function of the seed and the position.
     pub seed: u64,
     /// Requests the log probabilities of the sampled token and of this many most probable tokens. At most
@@ -71,7 +75,7 @@ impl Sampling {
         repetition_penalty: 1.0,
         presence_penalty: 0.0,
         frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
+        logit_bias: LogitBias::NONE,
         seed: 0,
         logprobs: None,
     };
@@ -172,7 +176,7 @@ pub fn logprobs(logits: &[f32], sampled: u32, top: u32) -> Logprobs {
 
 fn choose_id(logits: &mut [f32], sample: Sample<'_>, mask: Option<&[u32]>, position: u32) -> u32 {
     let how = sample.how;
-    for &(token, bias) in &how.logit_bias {
+    for &(token, bias) in how.logit_bias.iter() {
         if let Some(logit) = logits.get_mut(token as usize) {
             *logit += bias;
         }

@@ -202,8 +202,9 @@ pub trait Engine: Send {
     /// a step without output. The CPU backend computes the whole step in this call.
     ///
     /// # Errors
-    /// The engine refuses the whole batch before it writes anything if a token, position or page is out of bounds, or if
-    /// two chunks would write the same page. [`EngineError::scope`] names the sequence at fault, if there is one; the
+    /// The engine refuses the whole batch before it writes anything if a token, position or page is out of bounds, if
+    /// two chunks have the same sequence or would write the same page, or if a sample lacks tokens that it looks back at.
+    /// [`EngineError::scope`] names the sequence at fault, if there is one; the
     /// caller may submit the other chunks again. After a refused step no chunk may have the source
     /// [`TokenSource::Follows`].
     /// [`EngineError::WorkerPanicked`] occurs during the step: the positions of this step then hold undefined values.

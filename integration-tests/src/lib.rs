@@ -17,6 +17,7 @@ pub mod kills;
 pub mod message_table;
 pub mod process;
 pub mod simulation;
+pub mod small_engine;
 pub mod upgrade;
 
 pub use common::statistics;

@@ -7,25 +7,15 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, EngineConfig, PageId, Sample, TokenSource};
+use engine::{Chunk, Engine, KvCacheDtype, OpenError, PageId, Quantization, Sample, TokenSource};
 use integration_tests::client::{complete, get, post};
 use integration_tests::folders::{SmallModel, small_models};
 use integration_tests::process::Pair;
+use integration_tests::small_engine::open_small;
 use serde_json::{Value, json};
 
-fn open(model: &Path) -> Result<Box<dyn Engine>, engine::OpenError> {
-    engine::open(&EngineConfig {
-        model: model.to_owned(),
-        threads: 2,
-        kv_bytes: 8 << 20,
-        page_tokens: Some(16),
-        step_tokens: 64,
-        device: engine::ComputeDevice::Cpu,
-        load_format: engine::LoadFormat::Auto,
-        quantization: engine::Quantization::None,
-        kv_dtype: engine::KvCacheDtype::Auto,
-        digests: None,
-    })
+fn open(model: &Path) -> Result<Box<dyn Engine>, OpenError> {
+    open_small(model, Quantization::None, KvCacheDtype::Auto)
 }
 
 /// Computes `tokens` at position `start` and returns the next token.

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use engine::{
-    Chunk, Engine, EngineConfig, KvCacheDtype, PageId, Quantization, Sample, Score, StepOutput, TokenSource,
-};
+use engine::{Chunk, Engine, KvCacheDtype, PageId, Quantization, Sample, Score, StepOutput, TokenSource};
 use integration_tests::client::post;
 use integration_tests::folders::small_models;
 use integration_tests::fp8_folders::fp8_models;
 use integration_tests::process::start_local;
+use integration_tests::small_engine::open_small;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -48,21 +47,6 @@ fn emulated() -> Result<Vec<Emulated>> {
         models: Vec<Emulated>,
     }
     Ok(serde_json::from_str::<File>(include_str!("../fixtures/fp8_emulation.json"))?.models)
-}
-
-fn open(model: &Path, quantization: Quantization, kv_dtype: KvCacheDtype) -> Result<Box<dyn Engine>> {
-    Ok(engine::open(&EngineConfig {
-        model: model.to_owned(),
-        threads: 2,
-        kv_bytes: 8 << 20,
-        page_tokens: Some(16),
-        step_tokens: 64,
-        device: engine::ComputeDevice::Cpu,
-        load_format: engine::LoadFormat::Auto,
-        quantization,
-        kv_dtype,
-        digests: None,
-    })?)
 }
 
 /// Computes `tokens` at position `start`. The log probabilities are those of the `targets`.
@@ -114,7 +98,7 @@ fn check(model: &Emulated, folder: &Path) -> Result<f64> {
     let mut largest = 0f64;
     for (name, quantization, kv_dtype) in RECIPES {
         let expect = model.answers.get(name).with_context(|| format!("{}: no {name}", model.name))?;
-        let mut engine = open(folder, quantization, kv_dtype)?;
+        let mut engine = open_small(folder, quantization, kv_dtype)?;
         for chunk in [expect.prompt.len(), 7] {
             let (logprobs, ids) = answer(engine.as_mut(), &expect.prompt, (expect.ids.len(), chunk))?;
             let error = rms(&logprobs, &expect.logprobs);

@@ -4,6 +4,7 @@
 //! On the virtual machine measured, a core reads 18 GB/s from pages of 4 KiB and 32 GB/s from huge pages. Matrices of small models
 //! are smaller than a huge page, so they share one mapping.
 
+use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -32,10 +33,14 @@ impl Arena {
     /// Maps memory for blocks of these sizes in bytes. The system commits it on first access.
     ///
     /// # Errors
-    /// [`OpenError::WeightMemory`] if the system refuses it.
-    pub(super) fn new(blocks: impl Iterator<Item = usize>) -> Result<Arc<Self>, OpenError> {
-        let bytes = blocks.map(|bytes| bytes.next_multiple_of(ALIGNMENT)).sum::<usize>().max(ALIGNMENT);
-        let base = map(bytes).map_err(|error| OpenError::WeightMemory { bytes: bytes as u64, error })?;
+    /// [`OpenError::WeightMemory`] if the system refuses it, or the sum exceeds the address space.
+    pub(super) fn new(mut blocks: impl Iterator<Item = usize>) -> Result<Arc<Self>, OpenError> {
+        let sum = |sum: usize, bytes: usize| sum.checked_add(bytes.checked_next_multiple_of(ALIGNMENT)?);
+        let refused = |bytes: usize, error| OpenError::WeightMemory { bytes: bytes as u64, error };
+        let Some(bytes) = blocks.try_fold(0, sum).map(|bytes| bytes.max(ALIGNMENT)) else {
+            return Err(refused(usize::MAX, ErrorKind::OutOfMemory.into()));
+        };
+        let base = map(bytes).map_err(|error| refused(bytes, error))?;
         Ok(Arc::new(Self { base, bytes, used: AtomicUsize::new(0) }))
     }
 
@@ -137,8 +142,16 @@ mod tests {
 
     #[test]
     fn memory_that_the_system_refuses_is_an_error() {
-        let refused =
-            Arena::new([usize::MAX / 2].into_iter()).err().expect("no system has that much").to_string();
-        assert!(refused.starts_with("no memory for 9223372036854775"), "{refused}");
+        let check = |blocks: &[usize], expect: &str| {
+            let refused =
+                Arena::new(blocks.iter().copied()).err().expect("no system has that much").to_string();
+            assert!(refused.starts_with(expect) && refused.contains("serve a smaller model"), "{refused}");
+        };
+        check(&[usize::MAX / 2], "no memory for 9223372036854775");
+        // These sums exceed 64 bits.
+        let most = "no memory for 18446744073709551615 bytes of weights: out of memory; ";
+        check(&[usize::MAX / 2 + 1, usize::MAX / 2 + 1], most);
+        check(&[usize::MAX], most);
+        check(&[usize::MAX - 63, 64], most);
     }
 }

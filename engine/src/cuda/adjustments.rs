@@ -61,16 +61,16 @@ impl Adjustments {
     ///
     /// # Safety
     /// The copy of the last step with the same `turn` has finished. The stream is waited for before `self` is dropped.
-    pub(super) unsafe fn upload(
+    pub(super) unsafe fn upload<'a>(
         &mut self,
-        sampled: &[AdjustedRow<'_>],
+        sampled: impl Iterator<Item = AdjustedRow<'a>> + Clone,
         rows: usize,
         turn: usize,
         stream: &Stream,
     ) -> Result<()> {
         let Self { lists, host, words, counts, places, vocabulary, device } = self;
-        lists.lay_out(sampled, rows, *vocabulary);
-        assert!(sampled.iter().filter_map(|row| row.place).all(|place| place.index < *places));
+        lists.lay_out(sampled.clone(), rows, *vocabulary);
+        assert!(sampled.filter_map(|row| row.place).all(|place| place.index < *places));
         let length = lists.words().len();
         if host[turn].count() < length {
             host[turn] = Pinned::new(device, length.next_power_of_two())?;

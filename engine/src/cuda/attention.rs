@@ -113,9 +113,8 @@ impl Attention {
     /// # Safety
     /// The copy of the last step that used the same host buffers has finished.
     pub(super) unsafe fn plan_prefill(&self, lists: &Lists, stream: &Stream) -> Result<PrefillPlan> {
-        let (plan, part) = (lists.plan(), &lists.plan().prefill);
         let pages_max = self.expanded.as_ref().map_or(usize::MAX, ExpandedKv::pages);
-        let groups = groups(lists.host_list(plan.page_starts(part)), pages_max);
+        let groups = groups(&lists.plan().prompts.page_starts, pages_max);
         let plan = match &groups[..] {
             // SAFETY: the caller's contract.
             [only] => Some(unsafe { self.plan_group(lists, only, stream)? }),
@@ -129,9 +128,8 @@ impl Attention {
     /// # Safety
     /// The last copy from the same host buffers has finished.
     unsafe fn plan_group(&self, lists: &Lists, group: &PromptGroup, stream: &Stream) -> Result<GroupPlan> {
-        let (plan, part) = (lists.plan(), &lists.plan().prefill);
-        let PromptGroup { chunks, .. } = group;
-        let row_starts = &lists.host_list(plan.row_starts(part))[chunks.start..=chunks.end];
+        let (prompts, chunks) = (&lists.plan().prompts, &group.chunks);
+        let row_starts = &prompts.row_starts[chunks.start..=chunks.end];
         let mut words = [0; PLAN_WORDS];
         let arguments = Fa3Plan {
             int_workspace: self.ints.numbers::<u8>(0, INT_BYTES).cast(),
@@ -139,8 +137,8 @@ impl Attention {
             int_bytes: INT_BYTES as u64,
             host_plan: words.as_mut_ptr(),
             host_row_starts: row_starts.as_ptr(),
-            host_page_starts: lists.host_list(plan.page_starts(part))[chunks.start..=chunks.end].as_ptr(),
-            host_kv_tokens: plan.kv_tokens(part)[chunks.clone()].as_ptr(),
+            host_page_starts: prompts.page_starts[chunks.start..=chunks.end].as_ptr(),
+            host_kv_tokens: prompts.kv_tokens[chunks.clone()].as_ptr(),
             rows: (row_starts[chunks.len()] - row_starts[0]).cast_unsigned(),
             chunks: chunks.len() as u32,
             heads: self.heads,
@@ -227,15 +225,14 @@ impl Attention {
             partial_out: self.partial_out.numbers(0, pieces * self.row_numbers()),
             partial_sums: self.partial_sums.numbers(0, pieces * self.heads as usize),
             piece_rows: step.list(plan.piece_rows()),
-            piece_places: step.list(plan.piece_places()),
+            piece_starts: step.list(plan.piece_starts()),
             piece_lengths: step.list(plan.piece_lengths()),
-            piece_flags: step.list(plan.piece_flags()),
             row_pieces: step.list(plan.row_pieces()),
             q: heads.query.numbers(first, numbers),
             pool: heads.in_pool(0).cast_const().cast(),
-            page_starts: step.list(plan.page_starts(part)),
+            page_starts: step.list(plan.page_starts()),
             kv_pages: step.list(plan.pages(part)),
-            last_page_tokens: step.list(plan.last_page_tokens(part)),
+            last_page_tokens: step.list(plan.last_page_tokens()),
             out: heads.out.numbers(first, numbers),
             page_lines: self.kv_strides.page / line,
             head_lines: self.kv_strides.head / line,
@@ -251,7 +248,7 @@ impl Attention {
             fp8: i32::from(self.dtype == KvDtype::Fp8),
         };
         // SAFETY: the lengths of partial results, queries and outputs are checked above. The pages are in the pool, by the
-        // contract of `Lists::lay_out`. `Plan` writes only pieces of this part's rows, the used ones first.
+        // contract of `Lists::lay_out`. `Plan` writes only pieces of this part's rows, as many as `row_pieces` says.
         unsafe { launch("baton_decode_run", baton_decode_run, &arguments, step.stream) }
     }
 

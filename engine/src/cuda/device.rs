@@ -402,9 +402,9 @@ impl<T: Copy + Default> Pinned<T> {
         let bytes = count.max(1) * size_of::<T>();
         // SAFETY: freed once, in `Drop`. The allocation is aligned to a page.
         let values: *mut T = unsafe { result::malloc_host(bytes, 0) }.named("cuMemHostAlloc")?.cast();
-        for place in 0..count {
+        for index in 0..count {
             // SAFETY: inside the allocation.
-            unsafe { values.add(place).write(T::default()) };
+            unsafe { values.add(index).write(T::default()) };
         }
         Ok(Self { values, count, device: Arc::clone(device) })
     }

@@ -31,15 +31,13 @@ pub(super) fn draw(
     // SAFETY: this is the first copy, and the stream is waited for below.
     let masks = unsafe { memory.upload(masks, 0, stream)? };
     let mut adjustments = Adjustments::new(device, rows, vocabulary)?;
-    let adjusted: Vec<AdjustedRow<'_>> = (samples.iter().enumerate())
-        .map(|(index, (sample, _, _))| AdjustedRow {
-            sample: *sample,
-            position: sample.tokens.len(),
-            place: sample.how.looks_back().then_some(Place { index, needs_fill: true }),
-        })
-        .collect();
+    let adjusted = (samples.iter().enumerate()).map(|(index, (sample, _, _))| AdjustedRow {
+        sample: *sample,
+        position: sample.tokens.len(),
+        place: sample.how.looks_back().then_some(Place { index, needs_fill: true }),
+    });
     // SAFETY: as above.
-    unsafe { adjustments.upload(&adjusted, rows, 0, stream)? };
+    unsafe { adjustments.upload(adjusted, rows, 0, stream)? };
     let (uploaded, sizes) = (adjustments.uploaded(), (rows, vocabulary));
     // SAFETY: each row has settings, and a mask or none, and its sequence a place if it needs one, as just set.
     let sampled = unsafe { sample_rows(&values, settings, (masks, uploaded), &chosen, sizes, stream) };

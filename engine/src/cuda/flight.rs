@@ -5,13 +5,12 @@ use super::adjustments::UploadedAdjustments;
 use super::device::{Event, Pinned};
 use super::graph::{Graph, graph_rows};
 use super::masks::{RowMask, UploadedMasks};
-use crate::error::{CudaError, EngineError};
+use crate::error::CudaError;
 use crate::gpu::adjustment_lists::AdjustedRow;
-use crate::gpu::places::{LookingBack, Place};
 use crate::gpu::score::{SCORE_WORDS, logprobs_of};
 use crate::pending::PendingSample;
 use crate::sampling::Token;
-use crate::step::{Chunk, SampledToken, ScoredChunk, StepOutput, TokenSource};
+use crate::step::{Chunk, SampledToken, ScoredChunk, StepOutput};
 
 /// Brings the sampled tokens of a step back to the host.
 pub(super) struct Readback {
@@ -25,6 +24,7 @@ pub(super) struct Readback {
 }
 
 /// A step in flight.
+#[derive(Default)]
 pub(super) struct Flight {
     pub(super) turn: usize,
     /// The sampled chunks, in row order.
@@ -41,18 +41,35 @@ pub(super) struct Flight {
     pub(super) is_sampled: bool,
 }
 
+impl Flight {
+    /// Lists the samples and scores of a batch. `order` has the batch indices in row order. The flight is empty.
+    fn list(&mut self, batch: &[Chunk<'_>], order: &[usize]) {
+        self.chunks.extend(order.iter().copied().filter(|index| batch[*index].sample.is_some()));
+        self.samples.extend(self.chunks.iter().filter_map(|index| PendingSample::of(&batch[*index])));
+        let of_chunk = |index: &usize| {
+            let (chunk, score) = (&batch[*index], batch[*index].score?);
+            Some((*index, chunk.sequence, score.targets.len(), score.top))
+        };
+        self.scored.extend(order.iter().filter_map(of_chunk));
+    }
+
+    /// An empty flight with the memory of this one.
+    pub(super) fn emptied(self) -> Self {
+        let Self { mut samples, mut chunks, mut scored, .. } = self;
+        samples.clear();
+        chunks.clear();
+        scored.clear();
+        Self { samples, chunks, scored, ..Self::default() }
+    }
+}
+
 impl CudaEngine {
     /// Submits a step. Takes its samples too, unless some of them wait for masks.
     ///
     /// # Safety
-    /// [`batch::check`] has accepted the batch. At most one other step is in flight, and its samples have been taken. If chunk `i`
-    /// takes its token from the previous step, `followed[i]` is the row that samples the token there. `assigned[i]` is the place of chunk `i`.
-    pub(super) unsafe fn start(
-        &mut self,
-        batch: &[Chunk<'_>],
-        followed: &[usize],
-        assigned: &[Option<Place>],
-    ) -> Result<Flight, CudaError> {
+    /// [`BatchCheck`](crate::batch::BatchCheck) has accepted the batch. At most one other step is in flight, and its samples have been taken. `previous` has
+    /// the row of each sample of the previous step. `places` has assigned places to the batch.
+    pub(super) unsafe fn start(&mut self, batch: &[Chunk<'_>]) -> Result<Flight, CudaError> {
         if !self.bound {
             // The engine may have moved to another thread since it was opened.
             self.device.bind()?;
@@ -60,14 +77,17 @@ impl CudaEngine {
         }
         let rows = graph_rows(batch);
         let lists = if rows.is_some() { &mut self.graph_lists } else { &mut self.step_lists };
+        let previous = &self.previous;
+        let followed = |index: usize| previous.get(&batch[index].sequence).copied().unwrap_or(0);
         // SAFETY: the caller's contract. The last step that used these host buffers has finished, and so has the
         // copy of its lists.
         unsafe { lists.lay_out(batch, followed, self.turn, rows.unwrap_or(0)) };
-        let (order, sampled) = (lists.plan().order.clone(), lists.plan().sampled);
-        let chunks: Vec<usize> =
-            order.iter().copied().filter(|index| batch[*index].sample.is_some()).collect();
+        let mut flight = self.idle.pop().unwrap_or_default();
+        flight.list(batch, &lists.plan().order);
+        (flight.turn, flight.is_graph) = (self.turn, rows.is_some());
+        let sampled = lists.plan().sampled;
         // SAFETY: as above.
-        let is_adjusted = unsafe { self.adjust(batch, &chunks, assigned, sampled)? };
+        flight.is_adjusted = unsafe { self.adjust(batch, &flight.chunks, sampled)? };
         if let Some(rows) = rows {
             self.replay(rows)?;
         } else {
@@ -79,17 +99,7 @@ impl CudaEngine {
             };
             self.forward.submit(&self.step_lists.upload(&self.stream)?, prefill.as_ref())?;
         }
-        let samples: Vec<PendingSample> =
-            chunks.iter().filter_map(|index| PendingSample::of(&batch[*index])).collect();
-        let of_chunk = |index: &usize| {
-            let (chunk, score) = (&batch[*index], batch[*index].score?);
-            Some((*index, chunk.sequence, score.targets.len(), score.top))
-        };
-        let scored = order.iter().filter_map(of_chunk).collect();
-        let waits = samples.iter().any(PendingSample::waits);
-        let (turn, is_graph) = (self.turn, rows.is_some());
-        let mut flight = Flight { turn, samples, chunks, is_adjusted, is_graph, scored, is_sampled: false };
-        if waits {
+        if flight.samples.iter().any(PendingSample::waits) {
             self.readbacks[self.turn].computed.record(&self.stream)?;
         } else {
             // SAFETY: the step was submitted just now.
@@ -107,20 +117,19 @@ impl CudaEngine {
         &mut self,
         batch: &[Chunk<'_>],
         chunks: &[usize],
-        assigned: &[Option<Place>],
         rows: usize,
     ) -> Result<bool, CudaError> {
+        let places = &self.places;
         let sampled = chunks.iter().filter_map(|index| {
-            let (chunk, place) = (&batch[*index], assigned[*index]);
+            let (chunk, place) = (&batch[*index], places.assigned(*index));
             Some(AdjustedRow { sample: chunk.sample?, position: chunk.end(), place })
         });
-        let sampled: Vec<AdjustedRow<'_>> = sampled.collect();
-        if !sampled.iter().any(|row| row.place.is_some() || !row.sample.how.logit_bias.is_empty()) {
+        if !sampled.clone().any(|row| row.place.is_some() || !row.sample.how.logit_bias.is_empty()) {
             return Ok(false);
         }
         // SAFETY: the caller's contract. `Drop` waits for the stream.
-        unsafe { self.adjustments.upload(&sampled, rows, self.turn, &self.stream)? };
-        for index in chunks.iter().filter(|index| assigned[**index].is_some()) {
+        unsafe { self.adjustments.upload(sampled, rows, self.turn, &self.stream)? };
+        for index in chunks {
             self.places.set_counted(batch[*index].sequence, batch[*index].end());
         }
         Ok(true)
@@ -168,25 +177,6 @@ impl CudaEngine {
         Ok(())
     }
 
-    /// The places of a batch's samples that look back.
-    ///
-    /// # Errors
-    /// [`EngineError::FollowsNothing`] if a chunk follows a token that the device has not counted.
-    pub(super) fn assign(&mut self, batch: &[Chunk<'_>]) -> Result<Vec<Option<Place>>, EngineError> {
-        let looking = |chunk: &Chunk<'_>| {
-            chunk.sample.filter(|sample| sample.how.looks_back()).map(|_| LookingBack {
-                sequence: chunk.sequence,
-                position: chunk.end(),
-                follows: chunk.source == TokenSource::Follows,
-            })
-        };
-        let rows: Vec<Option<LookingBack>> = batch.iter().map(looking).collect();
-        let of_rows: Vec<LookingBack> = rows.iter().copied().flatten().collect();
-        let places = self.places.assign(&of_rows);
-        let mut places = places.map_err(|sequence| EngineError::FollowsNothing { sequence })?.into_iter();
-        Ok(rows.iter().map(|row| row.and_then(|_| places.next())).collect())
-    }
-
     /// Submits the decode step in `graph_lists`, padded to `rows` rows, through its graph. The first step of each size
     /// runs without a graph and captures one.
     fn replay(&mut self, rows: usize) -> Result<(), CudaError> {
@@ -202,7 +192,8 @@ impl CudaEngine {
         Ok(())
     }
 
-    pub(super) fn collect(&self, flight: Flight) -> StepOutput {
+    /// The output of a step that is complete.
+    pub(super) fn collect(&self, flight: &Flight) -> StepOutput {
         // SAFETY: the copy to this buffer was submitted before the event, which is complete.
         let chosen = unsafe { self.readbacks[flight.turn].chosen.values() };
         // SAFETY: as above.
@@ -211,20 +202,20 @@ impl CudaEngine {
         let rows_scored: usize = flight.scored.iter().map(|(_, _, count, _)| count).sum();
         let (of_prompts, of_samples) = scores.split_at(rows_scored * SCORE_WORDS);
         let mut of_samples = of_samples.chunks_exact(SCORE_WORDS);
-        let mut placed: Vec<(usize, SampledToken)> = Vec::with_capacity(flight.samples.len());
-        for (row, (sample, index)) in flight.samples.iter().zip(flight.chunks).enumerate() {
+        let mut by_chunk: Vec<(usize, SampledToken)> = Vec::with_capacity(flight.samples.len());
+        for (row, (sample, index)) in flight.samples.iter().zip(&flight.chunks).enumerate() {
             let reported = sample.logprobs.and_then(|top| Some((of_samples.next()?, top.min(most))));
             if sample.is_late() {
                 continue;
             }
             let logprobs = reported.map(|(words, top)| Box::new(logprobs_of(words, top)));
-            placed.push((index, sample.sampled(Token { id: chosen[row].cast_unsigned(), logprobs })));
+            by_chunk.push((*index, sample.sampled(Token { id: chosen[row].cast_unsigned(), logprobs })));
         }
-        placed.sort_by_key(|(index, _)| *index);
-        let tokens = placed.into_iter().map(|(_, token)| token).collect();
+        by_chunk.sort_by_key(|(index, _)| *index);
+        let tokens = by_chunk.into_iter().map(|(_, token)| token).collect();
         let mut words = of_prompts.chunks_exact(SCORE_WORDS);
         let mut scores: Vec<(usize, ScoredChunk)> = Vec::with_capacity(flight.scored.len());
-        for (index, sequence, count, top) in flight.scored {
+        for (index, sequence, count, top) in flight.scored.iter().copied() {
             let of_row = |words| logprobs_of(words, top.min(most));
             scores.push((
                 index,

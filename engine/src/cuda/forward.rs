@@ -344,7 +344,7 @@ impl Forward {
             q_out: query.numbers(0, rows * heads * head_dim),
             pool: self.pool.base().as_ptr().cast(),
             positions: step.list(plan.positions()),
-            places: step.list(plan.pool_places()),
+            pool_indices: step.list(plan.pool_indices()),
             inverse_frequencies: self.inverse_frequencies.numbers(0, head_dim / 2),
             page_stride: self.kv_strides.page,
             head_stride: self.kv_strides.head,
@@ -357,7 +357,7 @@ impl Forward {
             epsilon: self.shape.norm_epsilon,
             fp8: i32::from(dtype == KvDtype::Fp8),
         };
-        // SAFETY: see the module's documentation. The places lie in pages of the pool, and the other arguments come from the
+        // SAFETY: see the module's documentation. The pool indices lie in pages of the pool, and the other arguments come from the
         // pool's layout.
         unsafe { launch("baton_rope_append", baton_rope_append, &arguments, step.stream) }
     }

@@ -42,13 +42,13 @@ impl Lists {
     /// Writes the lists of a batch to host buffer `turn`, as [`Plan::lay_out`] does.
     ///
     /// # Safety
-    /// [`batch::check`](crate::batch::check) has accepted the batch for the model and the pool that the kernels use. If chunk `i`
-    /// takes its token from the previous step, `followed[i]` is the row that samples the token there. The copy of the last step with
+    /// [`BatchCheck`](crate::batch::BatchCheck) has accepted the batch for the model and the pool that the kernels use. If chunk `i`
+    /// takes its token from the previous step, `followed(i)` is the row that samples the token there. The copy of the last step with
     /// the same `turn` has finished.
     pub(super) unsafe fn lay_out(
         &mut self,
         batch: &[Chunk<'_>],
-        followed: &[usize],
+        followed: impl Fn(usize) -> usize,
         turn: usize,
         decode_rows: usize,
     ) {
@@ -56,12 +56,6 @@ impl Lists {
         // SAFETY: the only work that reads the words is their copy, which has finished.
         let words = unsafe { self.host[turn].values_mut() };
         self.plan.lay_out(batch, followed, decode_rows, words);
-    }
-
-    /// A list in the host buffer.
-    pub(super) fn host_list(&self, list: Range<usize>) -> &[i32] {
-        // SAFETY: only the host writes the words, and it needs `&mut self`.
-        unsafe { &self.host[self.turn].values()[list] }
     }
 
     /// Copies the lists to the device, in stream order.

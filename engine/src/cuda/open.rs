@@ -16,6 +16,7 @@ use super::pool::DevicePool;
 use super::weights::{Loader, Weights};
 use super::{CudaEngine, PAGE_ENTRIES_MAX};
 use crate::Progress;
+use crate::batch::BatchCheck;
 use crate::checkpoint::Checkpoint;
 use crate::error::{CudaError, OpenError};
 use crate::gpu::places::Places;
@@ -70,6 +71,7 @@ impl CudaEngine {
             model,
             kv,
             limits,
+            batches: BatchCheck::default(),
             masks,
             adjustments,
             places: Places::new(places),
@@ -81,7 +83,9 @@ impl CudaEngine {
             graphs: HashMap::new(),
             stream,
             flights: VecDeque::new(),
+            idle: Vec::new(),
             followed: HashMap::new(),
+            previous: HashMap::new(),
             turn: 0,
             bound: false,
         })

@@ -24,9 +24,9 @@ pub(super) fn stored(
         .chunks_exact(HEAD)
         .flat_map(|values| [0.0; HEAD].into_iter().chain(values.iter().copied()))
         .collect();
-    let places: Vec<i64> = (0..rows as i64).collect();
+    let indices: Vec<i64> = (0..rows as i64).collect();
     let [products, bias] = [Buffer::of(device, &products)?, Buffer::of(device, &[bf16::ZERO; 2 * HEAD])?];
-    let (places, positions) = (Buffer::of(device, &places)?, Buffer::of(device, &vec![0i32; rows])?);
+    let (indices, positions) = (Buffer::of(device, &indices)?, Buffer::of(device, &vec![0i32; rows])?);
     let (frequencies, list) = (Buffer::of(device, &[0f32; HEAD / 2])?, Buffer::of(device, &[0i32])?);
     let (page, expanded) =
         (Buffer::zeroed(device, page_numbers)?, Buffer::zeroed(device, page_numbers * size_of::<bf16>())?);
@@ -38,7 +38,7 @@ pub(super) fn stored(
         q_out: expanded.numbers(0, 0),
         pool: page.numbers::<u8>(0, page_numbers).cast(),
         positions: positions.numbers(0, rows),
-        places: places.numbers(0, rows),
+        pool_indices: indices.numbers(0, rows),
         inverse_frequencies: frequencies.numbers(0, HEAD / 2),
         page_stride: strides,
         head_stride: strides,

@@ -27,8 +27,6 @@ pub(crate) struct AdjustedRow<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct AdjustmentLists {
     words: Vec<u32>,
-    /// Memory for the biases of all rows while they are sorted.
-    sorted: Vec<(u32, f32)>,
     rows: usize,
     biases: usize,
     sequences: usize,
@@ -36,34 +34,36 @@ pub(crate) struct AdjustmentLists {
 
 impl AdjustmentLists {
     /// Writes the lists of a step that samples `rows` rows: `sampled`, and padding rows.
-    pub(crate) fn lay_out(&mut self, sampled: &[AdjustedRow<'_>], rows: usize, vocabulary: usize) {
-        let Self { words, sorted: biases, .. } = self;
+    pub(crate) fn lay_out<'a>(
+        &mut self,
+        sampled: impl Iterator<Item = AdjustedRow<'a>> + Clone,
+        rows: usize,
+        vocabulary: usize,
+    ) {
+        let words = &mut self.words;
         words.clear();
-        biases.clear();
-        let place_of = |row: &AdjustedRow<'_>| row.place.map_or(u32::MAX, |place| place.index as u32);
-        words.extend(sampled.iter().map(place_of));
+        let place_of = |row: AdjustedRow<'_>| row.place.map_or(u32::MAX, |place| place.index as u32);
+        words.extend(sampled.clone().map(place_of));
         words.resize(rows, u32::MAX);
-        for row in sampled {
-            words.push(biases.len() as u32);
-            let first = biases.len();
-            let known = row.sample.how.logit_bias.iter().filter(|(token, _)| (*token as usize) < vocabulary);
-            biases.extend(known.copied());
-            // The sort is stable: several biases of a token are added in the order of the request. The frontend has sorted them, which makes this fast.
-            biases[first..].sort_by_key(|(token, _)| *token);
+        let mut biases = 0;
+        for row in sampled.clone() {
+            words.push(biases as u32);
+            biases += biases_of(&row, vocabulary).len();
         }
-        words.resize(2 * rows + 1, biases.len() as u32);
-        words.extend(biases.iter().flat_map(|(token, bias)| [*token, bias.to_bits()]));
+        words.resize(2 * rows + 1, biases as u32);
+        let pairs = sampled.clone().flat_map(|row| biases_of(&row, vocabulary));
+        words.extend(pairs.flat_map(|(token, bias)| [*token, bias.to_bits()]));
         let filled =
-            || sampled.iter().filter_map(|row| Some((row, row.place.filter(|place| place.needs_fill)?)));
+            || sampled.clone().filter_map(|row| Some((row, row.place.filter(|place| place.needs_fill)?)));
         let mut next = 0;
         for (row, place) in filled() {
-            let tokens = tokens_of(row).len() as u32;
+            let tokens = tokens_of(&row).len() as u32;
             let prompt = row.sample.prompt.min(tokens);
             words.extend([place.index as u32, next, next + prompt, next + tokens]);
             next += tokens;
         }
-        filled().for_each(|(row, _)| words.extend(tokens_of(row)));
-        let (biases, sequences) = (biases.len(), filled().count());
+        filled().for_each(|(row, _)| words.extend(tokens_of(&row)));
+        let sequences = filled().count();
         (self.rows, self.biases, self.sequences) = (rows, biases, sequences);
     }
 
@@ -100,6 +100,12 @@ impl AdjustmentLists {
     }
 }
 
+/// The biases of a row's tokens of the vocabulary.
+fn biases_of<'a>(row: &AdjustedRow<'a>, vocabulary: usize) -> &'a [(u32, f32)] {
+    let biases = &row.sample.how.logit_bias;
+    &biases[..biases.partition_point(|(token, _)| (*token as usize) < vocabulary)]
+}
+
 /// The tokens that a row looks back at.
 fn tokens_of<'a>(row: &AdjustedRow<'a>) -> &'a [u32] {
     let tokens = row.sample.tokens;
@@ -113,7 +119,8 @@ mod tests {
 
     #[test]
     fn every_row_has_its_biases_and_every_unfilled_place_its_tokens() {
-        let biased = |biases: &[(u32, f32)]| Sampling { logit_bias: biases.to_vec(), ..Sampling::GREEDY };
+        let biased =
+            |biases: &[(u32, f32)]| Sampling { logit_bias: biases.to_vec().into(), ..Sampling::GREEDY };
         let hows = [biased(&[(7, 1.0), (2, 2.0), (50, 9.0), (2, 3.0)]), biased(&[]), biased(&[(1, -1.0)])];
         let place = |index, needs_fill| Some(Place { index, needs_fill });
         let rows = [
@@ -136,8 +143,8 @@ mod tests {
         ];
         let mut lists = AdjustmentLists::default();
         // The lists of an earlier step are overwritten.
-        lists.lay_out(&rows, 4, 8);
-        lists.lay_out(&rows, 6, 50);
+        lists.lay_out(rows.iter().copied(), 4, 8);
+        lists.lay_out(rows.iter().copied(), 6, 50);
         let words = lists.words();
         let none = u32::MAX;
         assert_eq!(words[lists.place_of()], [4, 9, none, 0, none, none]);
@@ -150,7 +157,7 @@ mod tests {
         );
         assert_eq!(words[lists.sequences()], [4, 0, 2, 3, 0, 3, 4, 4]);
         assert_eq!(words[lists.tokens()], [5, 6, 7, 3]);
-        lists.lay_out(&rows[..0], 2, 50);
+        lists.lay_out(rows[..0].iter().copied(), 2, 50);
         assert_eq!(lists.words(), [none, none, 0, 0, 0]);
     }
 

@@ -62,7 +62,7 @@ arguments! {
         q_out: *mut bf16,
         pool: *mut c_void,
         positions: *const i32,
-        places: *const i64,
+        pool_indices: *const i64,
         inverse_frequencies: *const f32,
         page_stride: i64,
         head_stride: i64,
@@ -240,13 +240,12 @@ arguments! {
         head_dim: i32,
     }
     /// Attention of a step's decode rows.
-    DecodeRun, 168 bytes {
+    DecodeRun, 160 bytes {
         partial_out: *mut bf16,
         partial_sums: *mut f32,
         piece_rows: *const i32,
-        piece_places: *const i32,
+        piece_starts: *const i32,
         piece_lengths: *const i32,
-        piece_flags: *const bool,
         row_pieces: *const i32,
         q: *const bf16,
         pool: *const c_void,

@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use crate::step::{Chunk, TokenSource};
+
 /// A row of a step whose sampling looks back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LookingBack {
@@ -14,6 +16,15 @@ pub(crate) struct LookingBack {
     pub(crate) position: usize,
     /// The previous step samples the last of them, and the host may not know it yet.
     pub(crate) follows: bool,
+}
+
+impl LookingBack {
+    /// The sampled row of a chunk, if its sample looks back.
+    pub(crate) fn of(chunk: &Chunk<'_>) -> Option<Self> {
+        let follows = chunk.source == TokenSource::Follows;
+        let row = Self { sequence: chunk.sequence, position: chunk.end(), follows };
+        chunk.sample.filter(|sample| sample.how.looks_back()).map(|_| row)
+    }
 }
 
 /// The place of a row.
@@ -29,6 +40,8 @@ pub(crate) struct Place {
 pub(crate) struct Places {
     of: HashMap<u64, usize>,
     held: Vec<Held>,
+    /// The places that were assigned last, one for each chunk.
+    assigned: Vec<Option<Place>>,
     /// Steps so far.
     step: u64,
 }
@@ -46,27 +59,42 @@ struct Held {
 impl Places {
     /// `count` empty places.
     pub(crate) fn new(count: usize) -> Self {
-        Self { of: HashMap::new(), held: vec![Held::default(); count], step: 0 }
+        Self { of: HashMap::new(), held: vec![Held::default(); count], assigned: Vec::new(), step: 0 }
     }
 
-    /// Gives each row of a step a place. There are at most as many rows as places.
+    /// Gives each row of a step a place. `chunks` has one entry for each chunk of the batch, `None` if its sample does not look back. There are at most as
+    /// many rows as places.
     ///
     /// # Errors
     /// The sequence of a row that [follows](LookingBack::follows) a token that its place does not count.
-    pub(crate) fn assign(&mut self, rows: &[LookingBack]) -> Result<Vec<Place>, u64> {
+    pub(crate) fn assign(
+        &mut self,
+        chunks: impl Iterator<Item = Option<LookingBack>> + Clone,
+    ) -> Result<(), u64> {
+        self.assigned.clear();
+        let mut rows = chunks.clone().flatten();
         let counted =
             |row: &LookingBack| self.of.get(&row.sequence).and_then(|place| self.held[*place].counted);
-        if let Some(row) = rows.iter().find(|row| row.follows && counted(row) != Some(row.position)) {
+        if let Some(row) = rows.find(|row| row.follows && counted(row) != Some(row.position)) {
             return Err(row.sequence);
         }
         self.step += 1;
-        for row in rows {
+        for row in chunks.clone().flatten() {
             if let Some(place) = self.of.get(&row.sequence) {
                 self.held[*place].step = self.step;
             }
         }
         let mut free = None;
-        Ok(rows.iter().map(|row| self.place(row, &mut free)).collect())
+        for row in chunks {
+            let place = row.map(|row| self.place(&row, &mut free));
+            self.assigned.push(place);
+        }
+        Ok(())
+    }
+
+    /// The place of chunk `index` of the batch whose places were assigned last, if its sample looks back.
+    pub(crate) fn assigned(&self, index: usize) -> Option<Place> {
+        self.assigned[index]
     }
 
     /// The place of a row. `free` are the places that the step may take, once they have been listed.
@@ -98,10 +126,12 @@ impl Places {
         free
     }
 
-    /// The place of a sequence counts its first `tokens` tokens, because it was filled or the device added the last one.
+    /// The place of a sequence counts its first `tokens` tokens, because it was filled or the device added the last one. Does nothing if the last step has
+    /// assigned no place to the sequence: then its sample does not look back, and the device does not count it.
     pub(crate) fn set_counted(&mut self, sequence: u64, tokens: usize) {
-        if let Some(index) = self.of.get(&sequence) {
-            self.held[*index].counted = Some(tokens);
+        let Some(held) = self.of.get(&sequence).map(|index| &mut self.held[*index]) else { return };
+        if held.step == self.step {
+            held.counted = Some(tokens);
         }
     }
 
@@ -120,6 +150,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::kv::PageId;
+    use crate::sampling::{Sample, Sampling};
 
     fn row(sequence: u64, position: usize) -> LookingBack {
         LookingBack { sequence, position, follows: false }
@@ -129,9 +161,15 @@ mod tests {
         LookingBack { follows: true, ..row(sequence, position) }
     }
 
+    /// Assigns places to these rows.
+    fn assign(places: &mut Places, rows: &[LookingBack]) -> Result<Vec<Place>, u64> {
+        places.assign(rows.iter().copied().map(Some))?;
+        Ok((0..rows.len()).filter_map(|index| places.assigned(index)).collect())
+    }
+
     /// Assigns places. Fills those that need it, and samples all rows.
     fn step(places: &mut Places, rows: &[LookingBack]) -> Vec<(usize, bool)> {
-        let assigned = places.assign(rows).expect("all places count their tokens");
+        let assigned = assign(places, rows).expect("all places count their tokens");
         for row in rows {
             places.set_counted(row.sequence, row.position);
             places.set_counted(row.sequence, row.position + 1);
@@ -149,14 +187,50 @@ mod tests {
     }
 
     #[test]
+    fn only_samples_that_look_back_have_a_place() {
+        let how = Sampling { presence_penalty: 1.0, ..Sampling::GREEDY };
+        let sample = Sample { how: &how, tokens: &[5, 6, 7], ..Sample::greedy() };
+        let (tokens, source, score) = (&[7], TokenSource::Sampled, None);
+        let chunk = |sequence, sample| Chunk {
+            sequence,
+            tokens,
+            source,
+            start: 2,
+            pages: &[PageId(0)],
+            sample,
+            score,
+        };
+        let batch = [chunk(1, None), chunk(2, Some(sample)), chunk(3, Some(Sample::greedy()))];
+        let mut places = Places::new(1);
+        assert_eq!(places.assign(batch.iter().map(LookingBack::of)), Ok(()));
+        let expect = Some(Place { index: 0, needs_fill: true });
+        assert_eq!([0, 1, 2].map(|chunk| places.assigned(chunk)), [None, expect, None]);
+        places.set_counted(2, 3);
+        let after = Chunk { source: TokenSource::Follows, start: 3, ..batch[1] };
+        assert_eq!(places.assign([after].iter().map(LookingBack::of)), Err(2), "it follows nothing");
+        places.set_counted(2, 4);
+        assert_eq!(places.assign([after].iter().map(LookingBack::of)), Ok(()));
+    }
+
+    #[test]
+    fn a_sample_that_does_not_look_back_is_not_counted() {
+        let mut places = Places::new(2);
+        step(&mut places, &[row(1, 5)]);
+        assign(&mut places, &[row(2, 9)]).unwrap();
+        places.set_counted(1, 7);
+        assert_eq!(assign(&mut places, &[follows(1, 7)]), Err(1));
+        assert_eq!(step(&mut places, &[row(1, 7)]), [(0, true)]);
+    }
+
+    #[test]
     fn a_sample_that_was_not_taken_is_not_counted() {
         let mut places = Places::new(1);
-        places.assign(&[row(1, 5)]).unwrap();
+        assign(&mut places, &[row(1, 5)]).unwrap();
         places.set_counted(1, 5);
-        assert_eq!(places.assign(&[row(1, 5)]), Ok(vec![Place { index: 0, needs_fill: false }]));
+        assert_eq!(assign(&mut places, &[row(1, 5)]), Ok(vec![Place { index: 0, needs_fill: false }]));
         places.set_counted(1, 6);
         assert_eq!(
-            places.assign(&[row(1, 5)]),
+            assign(&mut places, &[row(1, 5)]),
             Ok(vec![Place { index: 0, needs_fill: true }]),
             "one too many"
         );
@@ -165,8 +239,8 @@ mod tests {
     #[test]
     fn an_unfilled_place_counts_nothing() {
         let mut places = Places::new(1);
-        places.assign(&[row(1, 5)]).unwrap();
-        assert_eq!(places.assign(&[row(1, 5)]), Ok(vec![Place { index: 0, needs_fill: true }]));
+        assign(&mut places, &[row(1, 5)]).unwrap();
+        assert_eq!(assign(&mut places, &[row(1, 5)]), Ok(vec![Place { index: 0, needs_fill: true }]));
     }
 
     #[test]
@@ -176,7 +250,7 @@ mod tests {
         step(&mut places, &[row(3, 2), row(1, 2)]);
         step(&mut places, &[row(1, 3)]);
         assert_eq!(step(&mut places, &[row(4, 1), row(5, 1), row(1, 4)]), [(1, true), (2, true), (0, false)]);
-        assert_eq!(places.assign(&[follows(2, 2)]), Err(2), "it lost its place");
+        assert_eq!(assign(&mut places, &[follows(2, 2)]), Err(2), "it lost its place");
         assert!(step(&mut places, &[row(2, 2)])[0].1);
     }
 
@@ -184,9 +258,13 @@ mod tests {
     fn nothing_follows_after_a_failure() {
         let mut places = Places::new(2);
         step(&mut places, &[row(1, 1)]);
-        assert_eq!(places.assign(&[follows(1, 3)]), Err(1), "not the token after those that are counted");
+        assert_eq!(
+            assign(&mut places, &[follows(1, 3)]),
+            Err(1),
+            "not the token after those that are counted"
+        );
         places.forget();
-        assert_eq!(places.assign(&[follows(1, 2)]), Err(1));
+        assert_eq!(assign(&mut places, &[follows(1, 2)]), Err(1));
         assert_eq!(step(&mut places, &[row(1, 2)]), [(0, true)]);
     }
 
@@ -205,7 +283,7 @@ mod tests {
                 }
                 let looking: Vec<LookingBack> =
                     rows.keys().map(|sequence| row(*sequence, lengths[*sequence as usize])).collect();
-                let assigned = places.assign(&looking).unwrap();
+                let assigned = assign(&mut places, &looking).unwrap();
                 let mut used = Vec::new();
                 for ((row, place), what) in looking.iter().zip(assigned).zip(rows.values()) {
                     prop_assert!(!used.contains(&place.index), "two sequences have one place");

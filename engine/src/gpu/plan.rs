@@ -1,4 +1,4 @@
-//! The layout of a batch for the GPU kernels: token ids, positions, pool places and page tables. All lists lie in one array
+//! The layout of a batch for the GPU kernels: token ids, positions, pool indices and page tables. All lists lie in one array
 //! of 32-bit words, which one copy sends to the device.
 //!
 //! In a step without prompts, the offsets of the lists depend only on the capacity for split-KV pieces. So a captured graph
@@ -11,12 +11,14 @@ use crate::step::{Chunk, TokenSource};
 mod groups;
 mod offsets;
 mod pieces;
+mod prompt_lists;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use offsets::Offsets;
 use pieces::pieces;
+use prompt_lists::PromptLists;
 use writer::{Writer, Written};
 
 #[cfg(feature = "cuda")]
@@ -44,8 +46,8 @@ pub(crate) struct Plan {
     words: usize,
     /// The step's capacity for split-KV pieces.
     pieces: usize,
-    /// KV tokens of each chunk, in row order.
-    kv_tokens: Vec<i32>,
+    /// Lists that only the host reads.
+    pub(crate) prompts: PromptLists,
     pub(crate) rows: usize,
     pub(crate) sampled: usize,
     /// Rows whose next token is scored.
@@ -69,7 +71,7 @@ impl Plan {
             offsets: Offsets::new(capacity.rows, capacity.chunks, pieces),
             words: 0,
             pieces,
-            kv_tokens: Vec::with_capacity(capacity.chunks),
+            prompts: PromptLists::new(capacity.chunks),
             rows: 0,
             sampled: 0,
             scored: 0,
@@ -93,48 +95,40 @@ impl Plan {
 
     /// Writes a batch's lists to `words`, which has [`words_max`](Self::words_max) words. The batch has been checked and fits.
     /// If `decode_rows` is above 0, padding rows fill up the decode rows to this number, and the piece capacity is a power of
-    /// two. If a chunk takes its token from the previous step ([`TokenSource::Follows`]), its entry in `followed` is the row that samples
-    /// the token there.
+    /// two. If chunk `i` takes its token from the previous step ([`TokenSource::Follows`]), `followed(i)` is the row that samples the token there.
     pub(crate) fn lay_out(
         &mut self,
         batch: &[Chunk<'_>],
-        followed: &[usize],
+        followed: impl Fn(usize) -> usize,
         decode_rows: usize,
         words: &mut [i32],
     ) {
         self.order.clear();
-        self.order.extend(0..batch.len());
-        // The sort is stable: prompts and decode rows each keep the batch's order.
-        self.order.sort_by_key(|index| batch[*index].source != TokenSource::Prompt);
-        let prefills = batch.iter().filter(|chunk| chunk.source == TokenSource::Prompt).count();
+        // Prompts and decode rows each keep the batch's order.
+        let is_prompt = |index: &usize| batch[*index].source == TokenSource::Prompt;
+        self.order.extend((0..batch.len()).filter(is_prompt));
+        let prefills = self.order.len();
+        self.order.extend((0..batch.len()).filter(|index| !is_prompt(index)));
         let fillers = decode_rows.saturating_sub(batch.len() - prefills);
         self.set_piece_capacity(batch, fillers, decode_rows > 0);
-        let Offsets { piece_lengths, piece_flags, pages, .. } = self.offsets;
-        words[piece_flags..pages].fill(0);
-        words[piece_lengths..][..self.pieces].fill(1);
-        self.kv_tokens.clear();
+        self.prompts.clear();
         let mut writer = Writer {
             words,
             offsets: self.offsets,
             page_tokens: self.page_tokens,
-            kv_tokens: &mut self.kv_tokens,
+            prompts: &mut self.prompts,
             part: Part::default(),
             written: Written::default(),
         };
         let (prompts, decodes) = self.order.split_at(prefills);
         for index in prompts {
-            writer.start_chunk();
-            writer.chunk(&batch[*index], followed[*index]);
+            writer.prompt(&batch[*index]);
         }
-        self.prefill = writer.end_part();
+        self.prefill = writer.end_prompts();
         for index in decodes {
-            writer.start_chunk();
-            writer.context(batch[*index].end());
-            writer.chunk(&batch[*index], followed[*index]);
+            writer.decode_row(&batch[*index], || followed(*index));
         }
         for _ in 0..fillers {
-            writer.start_chunk();
-            writer.context(1);
             writer.filler();
         }
         self.decode = writer.end_part();
@@ -170,10 +164,10 @@ impl Plan {
         list(self.offsets.positions, self.rows)
     }
 
-    /// The pool place of each row's key and value, as 64-bit numbers: page × page_tokens + position in the page. -1 writes
+    /// The pool index of each row's key and value, as 64-bit numbers: page × page_tokens + position in the page. -1 writes
     /// nothing.
-    pub(crate) fn pool_places(&self) -> Range<usize> {
-        list(self.offsets.pool_places, 2 * self.rows)
+    pub(crate) fn pool_indices(&self) -> Range<usize> {
+        list(self.offsets.pool_indices, 2 * self.rows)
     }
 
     /// The sampled rows, ascending.
@@ -201,19 +195,14 @@ impl Plan {
         list(self.offsets.settings, SETTING_WORDS * self.sampled)
     }
 
-    /// The first row of each of the part's chunks, then the part's number of rows.
-    pub(crate) fn row_starts(&self, part: &Part) -> Range<usize> {
-        list(self.offsets.row_starts + part.starts, part.chunks.len() + 1)
+    /// For each decode row: the index of its first entry in the decode rows' page list. The last value is the list's length.
+    pub(crate) fn page_starts(&self) -> Range<usize> {
+        list(self.offsets.page_starts, self.decode.chunks.len() + 1)
     }
 
-    /// For each chunk of the part: the index of its first entry in the part's page list. The last value is the list's length.
-    pub(crate) fn page_starts(&self, part: &Part) -> Range<usize> {
-        list(self.offsets.page_starts + part.starts, part.chunks.len() + 1)
-    }
-
-    /// Tokens in the last page of each of the part's chunks.
-    pub(crate) fn last_page_tokens(&self, part: &Part) -> Range<usize> {
-        list(self.offsets.last_page_tokens + part.chunks.start, part.chunks.len())
+    /// Tokens in the last page of each decode row.
+    pub(crate) fn last_page_tokens(&self) -> Range<usize> {
+        list(self.offsets.last_page_tokens, self.decode.chunks.len())
     }
 
     /// The part's page list: the concatenated page tables of its chunks.
@@ -221,7 +210,7 @@ impl Plan {
         list(self.offsets.pages + part.pages.start, part.pages.len())
     }
 
-    /// The step's capacity for split-KV pieces. Not all of it may be used.
+    /// The step's capacity for split-KV pieces. The used ones come first in the lists of pieces. The others have undefined numbers.
     pub(crate) fn pieces(&self) -> usize {
         self.pieces
     }
@@ -231,29 +220,19 @@ impl Plan {
         list(self.offsets.piece_rows, self.pieces)
     }
 
-    /// The index of each piece within its row.
-    pub(crate) fn piece_places(&self) -> Range<usize> {
-        list(self.offsets.piece_places, self.pieces)
+    /// The first position of each piece in the context of its row.
+    pub(crate) fn piece_starts(&self) -> Range<usize> {
+        list(self.offsets.piece_starts, self.pieces)
     }
 
-    /// For each piece: the length in tokens of the pieces of its row, or 1 if the piece is unused.
+    /// For each piece: the length in tokens of the pieces of its row.
     pub(crate) fn piece_lengths(&self) -> Range<usize> {
         list(self.offsets.piece_lengths, self.pieces)
     }
 
-    /// One byte per piece: 1 if the piece is used, else 0.
-    pub(crate) fn piece_flags(&self) -> Range<usize> {
-        list(self.offsets.piece_flags, self.pieces.div_ceil(4))
-    }
-
-    /// The number of pieces before each decode row, then the number of all pieces.
+    /// The number of pieces before each decode row, then the number of all used pieces.
     pub(crate) fn row_pieces(&self) -> Range<usize> {
         list(self.offsets.row_pieces, self.decode.chunks.len() + 1)
-    }
-
-    /// KV tokens of each of the part's chunks.
-    pub(crate) fn kv_tokens(&self, part: &Part) -> &[i32] {
-        &self.kv_tokens[part.chunks.clone()]
     }
 }
 

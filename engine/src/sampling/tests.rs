@@ -52,12 +52,12 @@ fn a_mask_acts_as_if_the_other_tokens_did_not_exist() {
         drawn(Sampling { top_k: 2, ..Sampling::GREEDY }),
         drawn(Sampling { top_p: 0.7, min_p: 0.1, ..Sampling::GREEDY }),
         drawn(Sampling { repetition_penalty: 9.0, presence_penalty: 1.0, ..Sampling::GREEDY }),
-        drawn(Sampling { logit_bias: vec![(1, 100.0)], ..Sampling::GREEDY }),
+        drawn(Sampling { logit_bias: vec![(1, 100.0)].into(), ..Sampling::GREEDY }),
     ] {
         for position in 0..500 {
             let sample = Sample { how: &how, ..Sample::greedy() };
             let masked = choose(&mut LOGITS.to_vec(), sample, Some(&mask), position).id;
-            let fewer = Sampling { logit_bias: Vec::new(), ..how.clone() };
+            let fewer = Sampling { logit_bias: LogitBias::NONE, ..how.clone() };
             let expect = choose(&mut of_kept.clone(), Sample { how: &fewer, ..sample }, None, position).id;
             assert_eq!(masked as usize, kept[expect as usize], "{how:?} at {position}");
         }
@@ -122,7 +122,7 @@ fn penalties_count_earlier_tokens() {
     check(Sampling { repetition_penalty: 2.0, ..Sampling::GREEDY }, [1.0, 1.5, 1.0, -1.0, 1.5]);
     check(Sampling { presence_penalty: 1.0, ..Sampling::GREEDY }, [1.0, 3.0, 2.0, -1.0, 2.0]);
     check(Sampling { frequency_penalty: 0.5, ..Sampling::GREEDY }, [1.0, 3.0, 2.0, -1.0, 1.5]);
-    let bias = vec![(0, 5.0), (3, -1.0), (99, 1.0)];
+    let bias = vec![(99, 1.0), (3, -1.0), (0, 5.0)].into();
     check(Sampling { logit_bias: bias, ..Sampling::GREEDY }, [6.0, 3.0, 2.0, -2.0, 3.0]);
     let mut negative = [-1.0, 0.5];
     let how = Sampling { repetition_penalty: 2.0, ..Sampling::GREEDY };
@@ -170,7 +170,7 @@ fn infinite_and_nan_logits_still_give_a_token() {
 
 #[test]
 fn logprobs_are_of_the_raw_logits() {
-    let how = Sampling { logprobs: Some(3), logit_bias: vec![(0, 50.0)], ..Sampling::GREEDY };
+    let how = Sampling { logprobs: Some(3), logit_bias: vec![(0, 50.0)].into(), ..Sampling::GREEDY };
     let token = choose(
         &mut LOGITS.to_vec(),
         Sample { how: &how, tokens: &[], prompt: 0, constrained: false },

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 use anyhow::{Context, Result, ensure};
 use engine::{
-    Chunk, CudaEngine, Engine, PageId, Sample, Sampling, Step, StepOutput, Token, TokenMask, TokenSource,
-    choose,
+    Chunk, CudaEngine, Engine, LogitBias, PageId, Sample, Sampling, Step, StepOutput, Token, TokenMask,
+    TokenSource, choose,
 };
 
 use super::masks::mask;
@@ -51,7 +51,7 @@ impl Sequences {
                 repetition_penalty: if has(0) { 1.4 } else { 1.0 },
                 presence_penalty: if has(1) { 0.6 } else { 0.0 },
                 frequency_penalty: if has(1) { 0.4 } else { 0.0 },
-                logit_bias: if has(2) { bias } else { Vec::new() },
+                logit_bias: if has(2) { bias } else { LogitBias::NONE },
                 logprobs: has(3).then_some(n % 8),
                 ..Sampling::GREEDY
             };

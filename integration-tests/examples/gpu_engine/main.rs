@@ -343,17 +343,20 @@ fn run_ahead(
     let mut answers = vec![Vec::new(); tables.len()];
     let (mut times, mut running) = (Vec::new(), VecDeque::new());
     let (mut submitted, tokens) = (0, [token]);
-    let history: Vec<u32> = (0..=start).map(|n| n.wrapping_mul(7919) % gpu.model().vocabulary).collect();
+    // The device counts the tokens that it samples, so it does not read the history of a step that follows.
+    let (end, vocabulary) = (start + steps as u32, gpu.model().vocabulary);
+    let history: Vec<u32> = (0..end).map(|n| n.wrapping_mul(7919) % vocabulary).collect();
     let mut last = Instant::now();
     while times.len() < steps {
         if running.len() < 2 && submitted < steps {
+            let known = &history[..=start as usize + submitted];
             let chunk = |(sequence, pages)| Chunk {
                 sequence,
                 tokens: &tokens,
                 source: if submitted > 0 { TokenSource::Follows } else { TokenSource::Sampled },
                 start: start + submitted as u32,
                 pages,
-                sample: Some(Sample { how, tokens: &history, prompt: start, ..Sample::greedy() }),
+                sample: Some(Sample { how, tokens: known, prompt: start, ..Sample::greedy() }),
                 score: None,
             };
             let batch: Vec<Chunk<'_>> = (0..).zip(tables.iter().map(Vec::as_slice)).map(chunk).collect();

@@ -1,7 +1,7 @@
 //! Checks that the GPU and the host sample the same tokens from the same logits.
 
 use anyhow::{Result, ensure};
-use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Sampling, Token, TokenSource, choose};
+use engine::{Chunk, CudaEngine, Engine, LogitBias, PageId, Sample, Sampling, Token, TokenSource, choose};
 
 use super::{run, scores};
 
@@ -13,13 +13,13 @@ fn adjusted(how: Sampling, row: usize, vocabulary: usize) -> Sampling {
     let token = |n: usize| spread(n * 37 % 1009, vocabulary);
     let biases = |count: usize| (0..count).map(|n| (token(n % 700), n as f32 * 0.37 - 9.0)).collect();
     let (repetition_penalty, presence_penalty, frequency_penalty, logit_bias) = match row % 7 {
-        1 => (1.3, 0.0, 0.0, Vec::new()),
+        1 => (1.3, 0.0, 0.0, LogitBias::NONE),
         2 => (1.0, 0.7, 0.0, biases(3)),
-        3 => (1.0, 0.0, 0.3, Vec::new()),
+        3 => (1.0, 0.0, 0.3, LogitBias::NONE),
         4 => (0.8, -0.5, 0.25, biases(1024)),
         5 => (1.0, 0.0, 0.0, biases(20)),
-        6 => (1.1, 0.1, -0.2, Vec::new()),
-        _ => (1.0, 0.0, 0.0, Vec::new()),
+        6 => (1.1, 0.1, -0.2, LogitBias::NONE),
+        _ => (1.0, 0.0, 0.0, LogitBias::NONE),
     };
     Sampling { repetition_penalty, presence_penalty, frequency_penalty, logit_bias, ..how }
 }

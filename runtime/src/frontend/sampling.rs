@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use connector::frame::LOGIT_BIAS_MAX;
-use engine::Sampling;
+use engine::{LogitBias, Sampling};
 use serde_json::value::RawValue;
 
 use super::api_error::ApiError;
@@ -79,9 +79,9 @@ fn logprobs(kind: ApiKind, fields: &Fields<'_>) -> Result<Option<u32>, ApiError>
     }
 }
 
-/// Reads `logit_bias`: an object `{"token id": bias}`. The result is ordered by token. A GPU needs this order, and the order of equal tokens.
-fn logit_bias(fields: &Fields<'_>, vocabulary: u32) -> Result<Vec<(u32, f32)>, ApiError> {
-    let Some(value) = fields.get("logit_bias") else { return Ok(Vec::new()) };
+/// Reads `logit_bias`: an object `{"token id": bias}`.
+fn logit_bias(fields: &Fields<'_>, vocabulary: u32) -> Result<LogitBias, ApiError> {
+    let Some(value) = fields.get("logit_bias") else { return Ok(LogitBias::NONE) };
     let expect = "an object of token ids and biases";
     let biases = entries(value, LOGIT_BIAS_MAX).ok_or_else(|| wrong("logit_bias", expect, value))?;
     if biases.has_more() {
@@ -98,7 +98,5 @@ fn logit_bias(fields: &Fields<'_>, vocabulary: u32) -> Result<Vec<(u32, f32)>, A
         let name = format!("logit_bias[{id}]");
         Ok((id, number.ok_or_else(|| wrong(&name, "a number from -100 to 100", bias))? as f32))
     };
-    let mut read = biases.first.into_iter().map(bias).collect::<Result<Vec<_>, ApiError>>()?;
-    read.sort_by_key(|(token, _)| *token);
-    Ok(read)
+    biases.first.into_iter().map(bias).collect()
 }

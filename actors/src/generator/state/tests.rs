@@ -337,7 +337,7 @@ fn all_settings_run_ahead_and_samples_that_look_back_have_the_tokens() {
     let drawn = Sampling { temperature: 1.0, top_p: 0.9, seed: 3, ..Sampling::GREEDY };
     for (sampling, looks_back) in [
         (drawn.clone(), false),
-        (Sampling { logit_bias: vec![(1, 2.0)], ..drawn.clone() }, false),
+        (Sampling { logit_bias: vec![(1, 2.0)].into(), ..drawn.clone() }, false),
         (Sampling { logprobs: Some(0), ..drawn.clone() }, false),
         (Sampling { presence_penalty: 0.5, ..drawn.clone() }, true),
         (Sampling { repetition_penalty: 1.5, ..drawn }, true),

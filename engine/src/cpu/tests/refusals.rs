@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::error::Scope;
+use crate::sampling::Sampling;
 use crate::testing::GgufWriter;
 
 #[test]
 fn bad_batches_are_refused_and_change_nothing() {
     let (_file, _, mut engine) = open(&MODELS[0]);
-    let pages = pages(&engine, 0);
+    let (apart, pages) = (pages(&engine, 1), pages(&engine, 0));
     let tokens = prompt(1, 20);
     let expect = alone(&mut engine, &tokens, &[], 0);
     let good = Chunk {
@@ -22,6 +23,8 @@ fn bad_batches_are_refused_and_change_nothing() {
     let outside = [PageId(engine.kv.pages())];
     let twice = [pages[0], pages[0]];
     let long = vec![1; 257];
+    let how = Sampling { presence_penalty: 1.0, ..Sampling::GREEDY };
+    let sample = |tokens| Sample { how: &how, tokens, ..Sample::greedy() };
     let mut check = |batch: &[Chunk<'_>], expect: &str| {
         let error = engine.submit(batch).unwrap_err();
         assert_eq!(error.kind(), expect, "{error}");
@@ -41,11 +44,35 @@ fn bad_batches_are_refused_and_change_nothing() {
     check(&[Chunk { pages: &[], ..good }], "too_few_pages");
     check(&[Chunk { pages: &outside, start: 0, ..good }], "page_out_of_range");
     check(&[other, good], "page_written_twice");
+    check(&[good, other, Chunk { pages: &apart, ..good }], "repeated_sequence");
+    check(&[Chunk { sample: Some(sample(&tokens[..19])), ..good }], "short_history");
+    check(&[Chunk { sample: Some(sample(&[])), ..good }], "short_history");
     check(&[Chunk { tokens: &tokens[..16], start: 0, pages: &twice, ..good }], "page_written_twice");
     let error = engine.acquire(&outside).unwrap_err();
     assert_eq!((error.kind(), error.scope()), ("page_out_of_range", Scope::Step));
     submit(&mut engine, &[good]);
     assert_eq!(bits(engine.logits(0).unwrap()), expect);
+}
+
+#[test]
+fn a_history_has_the_tokens_before_the_sample() {
+    let (_file, _, engine) = open(&MODELS[0]);
+    let (pages, tokens) = (pages(&engine, 0), prompt(1, 20));
+    let penalised = Sampling { frequency_penalty: 0.5, ..Sampling::GREEDY };
+    let check = |how: &Sampling, source, known: usize| {
+        let sample = Some(Sample { how, tokens: &tokens[..known], ..Sample::greedy() });
+        let (tokens, score) = (&tokens[14..15], None);
+        let chunk = Chunk { sequence: 9, tokens, source, start: 14, pages: &pages, sample, score };
+        BatchCheck::default().check(&[chunk], &engine.model, &engine.kv, engine.limits, |_| true)
+    };
+    let short = |needed, given| Err(EngineError::ShortHistory { sequence: 9, needed, given });
+    assert_eq!(check(&penalised, TokenSource::Sampled, 15), Ok(()));
+    assert_eq!(check(&penalised, TokenSource::Sampled, 14), short(15, 14));
+    assert_eq!(check(&penalised, TokenSource::Prompt, 14), short(15, 14));
+    // The step that samples the last token may still run.
+    assert_eq!(check(&penalised, TokenSource::Follows, 14), Ok(()));
+    assert_eq!(check(&penalised, TokenSource::Follows, 13), short(14, 13));
+    assert_eq!(check(&Sampling::GREEDY, TokenSource::Sampled, 0), Ok(()), "it does not look back");
 }
 
 #[test]

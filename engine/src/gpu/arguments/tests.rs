@@ -28,7 +28,6 @@ fn in_rust(kind: &str) -> String {
     }
     let known = [
         ("void", "c_void"),
-        ("bool", "bool"),
         ("bf16", "bf16"),
         ("__nv_bfloat16", "bf16"),
         ("float", "f32"),

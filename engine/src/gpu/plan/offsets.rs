@@ -13,20 +13,18 @@ const ALIGN_WORDS: usize = 4;
 pub(super) struct Offsets {
     pub(super) tokens: usize,
     pub(super) positions: usize,
-    pub(super) pool_places: usize,
+    pub(super) pool_indices: usize,
     pub(super) sampled_rows: usize,
     pub(super) settings: usize,
     pub(super) reported_rows: usize,
     pub(super) scored_rows: usize,
     pub(super) targets: usize,
-    pub(super) row_starts: usize,
     pub(super) page_starts: usize,
     pub(super) last_page_tokens: usize,
     pub(super) row_pieces: usize,
     pub(super) piece_rows: usize,
-    pub(super) piece_places: usize,
+    pub(super) piece_starts: usize,
     pub(super) piece_lengths: usize,
-    pub(super) piece_flags: usize,
     pub(super) pages: usize,
 }
 
@@ -38,24 +36,21 @@ impl Offsets {
             next += words.next_multiple_of(ALIGN_WORDS);
             start
         };
-        // `row_starts` and `page_starts` hold the starts of both parts, each followed by its end.
         Self {
             tokens: list(rows),
             positions: list(rows),
-            pool_places: list(2 * rows),
+            pool_indices: list(2 * rows),
             sampled_rows: list(chunks),
             settings: list(SETTING_WORDS * chunks),
             reported_rows: list(chunks),
             scored_rows: list(rows),
             targets: list(rows),
-            row_starts: list(chunks + 2),
-            page_starts: list(chunks + 2),
+            page_starts: list(chunks + 1),
             last_page_tokens: list(chunks),
             row_pieces: list(chunks + 1),
             piece_rows: list(pieces),
-            piece_places: list(pieces),
+            piece_starts: list(pieces),
             piece_lengths: list(pieces),
-            piece_flags: list(pieces.div_ceil(4)),
             pages: next,
         }
     }
@@ -69,6 +64,4 @@ pub(crate) struct Part {
     pub(crate) rows: Range<usize>,
     /// The part's entries in the list of page tables.
     pub(super) pages: Range<usize>,
-    /// The offset of the part's entries in the lists of starts.
-    pub(super) starts: usize,
 }

@@ -51,11 +51,11 @@ fn laid_out(owned: &[Owned], followed: &[usize], decode_rows: usize) -> (Plan, V
     let mut plan = Plan::new(CAPACITY, PAGE_TOKENS);
     // The words of an earlier step are not zero.
     let mut words = vec![0x55; plan.words_max()];
-    plan.lay_out(&batch, followed, decode_rows, &mut words);
+    plan.lay_out(&batch, |index| followed[index], decode_rows, &mut words);
     (plan, words)
 }
 
-fn places(words: &[i32]) -> Vec<i64> {
+fn pool_indices(words: &[i32]) -> Vec<i64> {
     words
         .as_chunks::<2>()
         .0
@@ -64,33 +64,24 @@ fn places(words: &[i32]) -> Vec<i64> {
         .collect()
 }
 
-fn flags(words: &[i32], pieces: usize) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).take(pieces).collect()
-}
-
 /// Every list of a step, by name.
 fn lists(plan: &Plan) -> Vec<(&'static str, Range<usize>)> {
     let (prefill, decode) = (&plan.prefill, &plan.decode);
     vec![
         ("tokens", plan.tokens()),
         ("positions", plan.positions()),
-        ("pool places", plan.pool_places()),
+        ("pool indices", plan.pool_indices()),
         ("sampled rows", plan.sampled_rows()),
         ("settings", plan.settings()),
         ("reported rows", plan.reported_rows()),
         ("scored rows", plan.scored_rows()),
         ("targets", plan.targets()),
-        ("prompts' row starts", plan.row_starts(prefill)),
-        ("decode row starts", plan.row_starts(decode)),
-        ("prompts' page starts", plan.page_starts(prefill)),
-        ("decode page starts", plan.page_starts(decode)),
-        ("prompts' last pages", plan.last_page_tokens(prefill)),
-        ("decode last pages", plan.last_page_tokens(decode)),
+        ("decode page starts", plan.page_starts()),
+        ("decode last pages", plan.last_page_tokens()),
         ("row pieces", plan.row_pieces()),
         ("piece rows", plan.piece_rows()),
-        ("piece places", plan.piece_places()),
+        ("piece starts", plan.piece_starts()),
         ("piece lengths", plan.piece_lengths()),
-        ("piece flags", plan.piece_flags()),
         ("prompts' pages", plan.pages(prefill)),
         ("decode pages", plan.pages(decode)),
     ]
@@ -113,17 +104,17 @@ fn every_list_has_the_prompts_first() {
     assert_eq!(words[plan.positions()], [15, 16, 17, 0, 1, 16, 0]);
     let page = |page: i64| page * PAGE_TOKENS as i64;
     let expect = [page(200) + 15, page(201), page(201) + 1, page(400), page(400) + 1, page(101), page(300)];
-    assert_eq!(places(&words[plan.pool_places()]), expect);
+    assert_eq!(pool_indices(&words[plan.pool_indices()]), expect);
     assert_eq!(words[plan.sampled_rows()], [4, 5, 6]);
-    assert_eq!(words[plan.row_starts(&plan.prefill)], [0, 3, 5]);
-    assert_eq!(words[plan.row_starts(&plan.decode)], [0, 1, 2]);
-    assert_eq!(words[plan.page_starts(&plan.prefill)], [0, 2, 3]);
-    assert_eq!(words[plan.page_starts(&plan.decode)], [0, 2, 3]);
+    assert_eq!(words[plan.page_starts()], [0, 2, 3]);
     assert_eq!(words[plan.pages(&plan.prefill)], [200, 201, 400]);
     assert_eq!(words[plan.pages(&plan.decode)], [100, 101, 300]);
-    assert_eq!(words[plan.last_page_tokens(&plan.prefill)], [2, 2]);
-    assert_eq!(words[plan.last_page_tokens(&plan.decode)], [1, 1]);
-    assert_eq!((plan.kv_tokens(&plan.prefill), plan.kv_tokens(&plan.decode)), (&[18, 2][..], &[17, 1][..]));
+    assert_eq!(words[plan.last_page_tokens()], [1, 1]);
+    let PromptLists { row_starts, page_starts, kv_tokens } = &plan.prompts;
+    assert_eq!(
+        (&row_starts[..], &page_starts[..], &kv_tokens[..]),
+        (&[0, 3, 5][..], &[0, 2, 3][..], &[18, 2][..])
+    );
     assert_eq!((plan.pieces(), &words[plan.row_pieces()]), (2, &[0, 1, 2][..]));
 }
 
@@ -142,18 +133,16 @@ fn padding_rows_of_a_graph_write_nothing() {
     assert_eq!((plan.rows, plan.sampled, plan.decode.rows.clone()), (4, 4, 0..4));
     assert_eq!(words[plan.tokens()], [5, 6, 0, 0]);
     assert_eq!(words[plan.positions()], [700, 20, 0, 0]);
-    assert_eq!(places(&words[plan.pool_places()])[2..], [-1, -1]);
-    assert_eq!(words[plan.row_starts(&plan.decode)], [0, 1, 2, 3, 4]);
-    assert_eq!(words[plan.page_starts(&plan.decode)], [0, 44, 46, 47, 48]);
+    assert_eq!(pool_indices(&words[plan.pool_indices()])[2..], [-1, -1]);
+    assert_eq!(words[plan.page_starts()], [0, 44, 46, 47, 48]);
     assert_eq!(words[plan.pages(&plan.decode)][46..], [0, 0]);
-    assert_eq!(words[plan.last_page_tokens(&plan.decode)], [13, 5, 1, 1]);
+    assert_eq!(words[plan.last_page_tokens()], [13, 5, 1, 1]);
     assert_eq!(words[plan.settings()][2 * SETTING_WORDS..], [0; 2 * SETTING_WORDS]);
     // 701 tokens have three pieces, so there are six pieces and the capacity is eight.
     assert_eq!((plan.pieces(), &words[plan.row_pieces()]), (8, &[0, 3, 4, 5, 6][..]));
     assert_eq!(words[plan.piece_rows()][..6], [0, 0, 0, 1, 2, 3]);
-    assert_eq!(words[plan.piece_places()][..6], [0, 1, 2, 0, 0, 0]);
-    assert_eq!(words[plan.piece_lengths()], [256, 256, 256, 256, 256, 256, 1, 1]);
-    assert_eq!(flags(&words[plan.piece_flags()], 8), [1, 1, 1, 1, 1, 1, 0, 0]);
+    assert_eq!(words[plan.piece_starts()][..6], [0, 256, 512, 0, 0, 0]);
+    assert_eq!(words[plan.piece_lengths()][..6], [256; 6]);
 }
 
 #[test]
@@ -258,16 +247,16 @@ proptest! {
         let all: Vec<&Owned> = chunks.iter().copied().chain((0..fillers).map(|_| &filler)).collect();
 
         let mut row = 0;
-        let stored = places(&words[plan.pool_places()]);
-        for (place, chunk) in all.iter().enumerate() {
+        let stored = pool_indices(&words[plan.pool_indices()]);
+        for (index, chunk) in all.iter().enumerate() {
             for (offset, token) in chunk.tokens.iter().enumerate() {
                 let position = chunk.start as usize + offset;
                 let token = match chunk.source {
-                    TokenSource::Follows => -1 - 3 * plan.order[place] as i32,
+                    TokenSource::Follows => -1 - 3 * plan.order[index] as i32,
                     _ => *token as i32,
                 };
                 let page = chunk.pages[position / PAGE_TOKENS].0 as usize;
-                let expect = if place < owned.len() { (page * PAGE_TOKENS + position % PAGE_TOKENS) as i64 } else { -1 };
+                let expect = if index < owned.len() { (page * PAGE_TOKENS + position % PAGE_TOKENS) as i64 } else { -1 };
                 let found = (words[plan.tokens()][row], words[plan.positions()][row], stored[row]);
                 prop_assert_eq!(found, (token, position as i32, expect), "row {}", row);
                 row += 1;
@@ -280,33 +269,33 @@ proptest! {
         prop_assert_eq!(&words[plan.sampled_rows()], &sampled[..]);
         prop_assert_eq!(plan.sampled, sampled.len());
 
+        let context = |chunk: &&Owned| chunk.start as usize + chunk.tokens.len();
+        let used = |chunk: &&Owned| context(chunk).div_ceil(PAGE_TOKENS);
         for (part, of_part) in [(&plan.prefill, &all[..prompts]), (&plan.decode, &all[prompts..])] {
-            let context = |chunk: &&Owned| chunk.start as usize + chunk.tokens.len();
-            let used = |chunk: &&Owned| context(chunk).div_ceil(PAGE_TOKENS);
-            prop_assert_eq!(&words[plan.row_starts(part)], &starts(of_part.iter().map(|chunk| chunk.tokens.len()))[..]);
-            prop_assert_eq!(&words[plan.page_starts(part)], &starts(of_part.iter().map(used))[..]);
             let tables: Vec<i32> =
                 of_part.iter().flat_map(|chunk| &chunk.pages[..used(chunk)]).map(|page| page.0 as i32).collect();
             prop_assert_eq!(&words[plan.pages(part)], &tables[..]);
-            let last: Vec<i32> = of_part.iter().map(|chunk| ((context(chunk) - 1) % PAGE_TOKENS + 1) as i32).collect();
-            prop_assert_eq!(&words[plan.last_page_tokens(part)], &last[..]);
-            let kv: Vec<i32> = of_part.iter().map(|chunk| context(chunk) as i32).collect();
-            prop_assert_eq!(plan.kv_tokens(part), &kv[..]);
         }
 
-        let contexts: Vec<usize> = all[prompts..].iter().map(|chunk| chunk.start as usize + chunk.tokens.len()).collect();
-        prop_assert!(contexts.is_empty() || words[plan.row_pieces()] == starts(contexts.iter().map(|context| pieces(*context))));
+        let (of_prompts, decodes) = all.split_at(prompts);
+        prop_assert_eq!(&plan.prompts.row_starts, &starts(of_prompts.iter().map(|chunk| chunk.tokens.len())));
+        prop_assert_eq!(&plan.prompts.page_starts, &starts(of_prompts.iter().map(used)));
+        prop_assert!(plan.prompts.kv_tokens.iter().map(|tokens| *tokens as usize).eq(of_prompts.iter().map(context)));
+        prop_assert_eq!(&words[plan.page_starts()], &starts(decodes.iter().map(used))[..]);
+        let last: Vec<i32> = decodes.iter().map(|chunk| ((context(chunk) - 1) % PAGE_TOKENS + 1) as i32).collect();
+        prop_assert_eq!(&words[plan.last_page_tokens()], &last[..]);
+
+        let contexts: Vec<usize> = decodes.iter().map(context).collect();
+        prop_assert_eq!(&words[plan.row_pieces()], &starts(contexts.iter().map(|context| pieces(*context)))[..]);
         let real: Vec<(i32, i32, i32)> = contexts.iter().enumerate().flat_map(|(row, context)| {
-            (0..pieces(*context)).map(move |place| (row as i32, place as i32, piece_tokens(*context) as i32))
+            let length = piece_tokens(*context);
+            (0..pieces(*context)).map(move |piece| (row as i32, (piece * length) as i32, length as i32))
         }).collect();
         prop_assert!(plan.pieces() >= real.len() && (decode_rows > 0 || plan.pieces() == real.len()));
         for (piece, expect) in real.iter().enumerate() {
-            let found = (words[plan.piece_rows()][piece], words[plan.piece_places()][piece], words[plan.piece_lengths()][piece]);
+            let found = (words[plan.piece_rows()][piece], words[plan.piece_starts()][piece], words[plan.piece_lengths()][piece]);
             prop_assert_eq!(&found, expect, "piece {}", piece);
         }
-        prop_assert!(words[plan.piece_lengths()].iter().all(|length| *length > 0));
-        let flagged = flags(&words[plan.piece_flags()], plan.pieces());
-        prop_assert!(flagged.iter().enumerate().all(|(piece, flag)| *flag == u8::from(piece < real.len())));
 
         // Each list lies within the copied words, and no two lists overlap.
         let mut ranges: Vec<_> = lists(&plan).into_iter().map(|(name, range)| (range.start, range.end, name)).collect();

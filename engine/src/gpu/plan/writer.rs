@@ -1,7 +1,8 @@
 //! Writes the lists of a step, one chunk at a time.
 
 use super::offsets::{Offsets, Part, SETTING_WORDS};
-use super::pieces::{piece_tokens, pieces};
+use super::pieces::piece_tokens;
+use super::prompt_lists::PromptLists;
 use crate::sampling::Sampling;
 use crate::step::{Chunk, TokenSource};
 
@@ -17,106 +18,110 @@ pub(super) struct Written {
     pub(super) pieces: usize,
 }
 
-/// Writes the chunks of one part after the other.
+/// Writes the chunks of one part after the other: prompts, then decode rows.
 pub(super) struct Writer<'a> {
     pub(super) words: &'a mut [i32],
     pub(super) offsets: Offsets,
     pub(super) page_tokens: usize,
-    pub(super) kv_tokens: &'a mut Vec<i32>,
+    pub(super) prompts: &'a mut PromptLists,
     /// The current part. Its ranges are empty and mark its start.
     pub(super) part: Part,
     pub(super) written: Written,
 }
 
 impl Writer<'_> {
-    /// Writes the start of the part's next chunk, which is also the end of the previous chunk.
-    pub(super) fn start_chunk(&mut self) {
-        let at = self.part.starts + self.written.chunks - self.part.chunks.start;
-        self.words[self.offsets.row_starts + at] = (self.written.rows - self.part.rows.start) as i32;
-        self.words[self.offsets.page_starts + at] = (self.written.pages - self.part.pages.start) as i32;
+    /// Ends the prompts and returns their part. Starts the decode rows.
+    pub(super) fn end_prompts(&mut self) -> Part {
+        self.words[self.offsets.page_starts] = 0;
+        self.words[self.offsets.row_pieces] = 0;
+        self.end_part()
     }
 
     /// Ends the current part and returns it. Starts the next part.
     pub(super) fn end_part(&mut self) -> Part {
-        self.start_chunk();
         let Written { chunks, rows, pages, .. } = self.written;
-        let next = Part {
-            chunks: chunks..chunks,
-            rows: rows..rows,
-            pages: pages..pages,
-            starts: self.part.starts + chunks - self.part.chunks.start + 1,
-        };
+        let next = Part { chunks: chunks..chunks, rows: rows..rows, pages: pages..pages };
         let mut part = std::mem::replace(&mut self.part, next);
         (part.chunks.end, part.rows.end, part.pages.end) = (chunks, rows, pages);
         part
     }
 
-    /// Writes the split-KV pieces of the next decode row. Its context has `tokens` tokens.
-    pub(super) fn context(&mut self, tokens: usize) {
-        let Offsets { row_pieces, piece_rows, piece_places, piece_lengths, piece_flags, .. } = self.offsets;
-        let row = self.written.chunks - self.part.chunks.start;
-        self.words[row_pieces + row] = self.written.pieces as i32;
-        for place in 0..pieces(tokens) {
-            let piece = self.written.pieces;
-            self.words[piece_rows + piece] = row as i32;
-            self.words[piece_places + piece] = place as i32;
-            self.words[piece_lengths + piece] = piece_tokens(tokens) as i32;
-            self.words[piece_flags + piece / 4] |= 1 << (piece % 4 * 8);
-            self.written.pieces += 1;
-        }
-        self.words[row_pieces + row + 1] = self.written.pieces as i32;
+    /// Writes a prompt.
+    pub(super) fn prompt(&mut self, chunk: &Chunk<'_>) {
+        self.chunk(chunk, || 0);
+        self.prompts.push(chunk.end(), (self.written.rows, self.written.pages));
     }
 
-    /// Writes a chunk. `followed` is the row of the previous step that samples its token, if the chunk [follows](TokenSource::Follows).
-    pub(super) fn chunk(&mut self, chunk: &Chunk<'_>, followed: usize) {
-        if let Some(score) = chunk.score {
-            self.score(score.targets);
-        }
-        for (offset, token) in chunk.tokens.iter().enumerate() {
-            let token = match chunk.source {
-                TokenSource::Follows => -1 - followed as i32,
-                TokenSource::Prompt | TokenSource::Sampled => token.cast_signed(),
-            };
-            let position = chunk.start as usize + offset;
-            let page = chunk.pages[position / self.page_tokens].0 as usize;
-            let place = page * self.page_tokens + position % self.page_tokens;
-            self.row(token, position, place as i64);
-        }
-        let end = chunk.end();
-        let used = end.div_ceil(self.page_tokens);
-        self.table(chunk.pages[..used].iter().map(|page| page.0.cast_signed()), end);
-        if let Some(sample) = chunk.sample {
-            self.sample(Some((sample.how, end)));
-        }
+    /// Writes a decode row. If it [follows](TokenSource::Follows), `followed` returns the row of the previous step that samples its token.
+    pub(super) fn decode_row(&mut self, chunk: &Chunk<'_>, followed: impl Fn() -> usize) {
+        self.chunk(chunk, followed);
+        self.context(chunk.end());
     }
 
     /// Writes a padding row. It reads one token of page 0 and writes nothing to the pool.
     pub(super) fn filler(&mut self) {
         self.row(0, 0, -1);
-        self.table([0], 1);
+        self.table([0]);
         self.sample(None);
+        self.context(1);
     }
 
-    fn row(&mut self, token: i32, position: usize, place: i64) {
+    /// Ends a decode row, whose context has `tokens` tokens, with the ends of its page table and its split-KV pieces.
+    fn context(&mut self, tokens: usize) {
+        let Offsets { page_starts, last_page_tokens, row_pieces, .. } = self.offsets;
+        let Offsets { piece_rows, piece_starts, piece_lengths, .. } = self.offsets;
+        let row = self.written.chunks - 1 - self.part.chunks.start;
+        let length = piece_tokens(tokens);
+        for start in (0..tokens).step_by(length) {
+            let piece = self.written.pieces;
+            self.words[piece_rows + piece] = row as i32;
+            self.words[piece_starts + piece] = start as i32;
+            self.words[piece_lengths + piece] = length as i32;
+            self.written.pieces += 1;
+        }
+        self.words[row_pieces + row + 1] = self.written.pieces as i32;
+        self.words[page_starts + row + 1] = (self.written.pages - self.part.pages.start) as i32;
+        self.words[last_page_tokens + row] = ((tokens - 1) % self.page_tokens + 1) as i32;
+    }
+
+    /// Writes a chunk. If it [follows](TokenSource::Follows), `followed` returns the row of the previous step that samples its token.
+    fn chunk(&mut self, chunk: &Chunk<'_>, followed: impl Fn() -> usize) {
+        if let Some(score) = chunk.score {
+            self.score(score.targets);
+        }
+        for (offset, token) in chunk.tokens.iter().enumerate() {
+            let token = match chunk.source {
+                TokenSource::Follows => -1 - followed() as i32,
+                TokenSource::Prompt | TokenSource::Sampled => token.cast_signed(),
+            };
+            let position = chunk.start as usize + offset;
+            let page = chunk.pages[position / self.page_tokens].0 as usize;
+            let index = page * self.page_tokens + position % self.page_tokens;
+            self.row(token, position, index as i64);
+        }
+        let end = chunk.end();
+        let used = end.div_ceil(self.page_tokens);
+        self.table(chunk.pages[..used].iter().map(|page| page.0.cast_signed()));
+        if let Some(sample) = chunk.sample {
+            self.sample(Some((sample.how, end)));
+        }
+    }
+
+    fn row(&mut self, token: i32, position: usize, pool_index: i64) {
         let row = self.written.rows;
         self.words[self.offsets.tokens + row] = token;
         self.words[self.offsets.positions + row] = position as i32;
-        let at = self.offsets.pool_places + 2 * row;
-        self.words[at..at + 2].copy_from_slice(&words_of(place));
+        let at = self.offsets.pool_indices + 2 * row;
+        self.words[at..at + 2].copy_from_slice(&words_of(pool_index));
         self.written.rows += 1;
     }
 
-    /// Ends a chunk with its page table. The table covers `tokens` tokens.
-    fn table(&mut self, pages: impl IntoIterator<Item = i32>, tokens: usize) {
-        let mut used = 0;
+    /// Ends a chunk with its page table.
+    fn table(&mut self, pages: impl IntoIterator<Item = i32>) {
         for page in pages {
             self.words[self.offsets.pages + self.written.pages] = page;
             self.written.pages += 1;
-            used += 1;
         }
-        let last = tokens - (used - 1) * self.page_tokens;
-        self.words[self.offsets.last_page_tokens + self.written.chunks] = last as i32;
-        self.kv_tokens.push(tokens as i32);
         self.written.chunks += 1;
     }
 
