@@ -6,7 +6,7 @@ use crate::model::ModelInfo;
 use crate::sampling::Sampling;
 use crate::step::{Chunk, Score, StepLimits, TokenSource};
 
-/// Checks batches. Keeps its memory from step to step.
+/// Checks batches, and reuses its buffers.
 #[derive(Debug, Default)]
 pub(crate) struct BatchCheck {
     sequences: Vec<u64>,

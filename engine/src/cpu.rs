@@ -57,7 +57,7 @@ pub struct CpuEngine {
     model: ModelInfo,
     kv: Arc<KvPool>,
     limits: StepLimits,
-    batches: BatchCheck,
+    batch_check: BatchCheck,
     forward: Forward,
     /// The samples of the last step, while they wait for masks.
     pending: Vec<PendingSample>,
@@ -113,7 +113,7 @@ impl CpuEngine {
             model,
             kv,
             limits,
-            batches: BatchCheck::default(),
+            batch_check: BatchCheck::default(),
             forward,
             pending: Vec::new(),
             of_host: Vec::new(),
@@ -146,7 +146,7 @@ impl Engine for CpuEngine {
         if !self.pending.is_empty() {
             return Err(EngineError::NotReady("the previous step waits for its masks"));
         }
-        self.batches.check(batch, &self.model, &self.kv, self.limits, |_| false)?;
+        self.batch_check.check(batch, &self.model, &self.kv, self.limits, |_| false)?;
         self.forward.run(batch, &self.kv).map_err(|_| EngineError::WorkerPanicked)?;
         if batch.iter().any(Chunk::is_constrained) {
             self.pending = batch.iter().filter_map(PendingSample::of).collect();

@@ -101,7 +101,7 @@ pub struct CudaEngine {
     model: ModelInfo,
     kv: Arc<KvPool>,
     limits: StepLimits,
-    batches: BatchCheck,
+    batch_check: BatchCheck,
     device: Arc<CudaDevice>,
     forward: Forward,
     /// The kernels' input lists (tokens, positions, page tables) for a step that runs without a CUDA graph.
@@ -119,7 +119,7 @@ pub struct CudaEngine {
     readbacks: [Readback; 2],
     /// Steps in flight, the oldest first.
     flights: VecDeque<Flight>,
-    /// Finished steps, whose memory the next ones use.
+    /// Empty flights. New steps use their memory.
     idle: Vec<Flight>,
     /// For each sequence that the device samples in the last submitted step: the row of its sample. The sampled token stays on the device
     /// until the next step samples, whether or not the host has read it.
@@ -236,7 +236,7 @@ impl Engine for CudaEngine {
         std::mem::swap(&mut self.followed, &mut self.previous);
         self.followed.clear();
         let samples = |sequence| self.previous.contains_key(&sequence);
-        self.batches.check(batch, &self.model, &self.kv, self.limits, samples)?;
+        self.batch_check.check(batch, &self.model, &self.kv, self.limits, samples)?;
         if batch.is_empty() {
             return Ok(Step::finished(StepOutput::default()));
         }

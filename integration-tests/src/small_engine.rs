@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::{ComputeDevice, Engine, EngineConfig, KvCacheDtype, LoadFormat, OpenError, Quantization};
 
-/// Opens a small model on the CPU, with these numbers for weights and pages.
+/// Opens a small model on the CPU, with these formats of weights and KV pages.
 ///
 /// # Errors
 /// Those of [`engine::open`].

@@ -52,7 +52,16 @@ fn pack(maturin: &Path, folder: &Path) -> Result<PathBuf> {
     let program = maturin.join("bin/maturin");
     let mut maturin = Command::new(&program);
     let status = place::for_packages(&mut maturin)?
-        .args(["build", "--profile", binary::PACKAGE_PROFILE, "--features", "cuda", "--auditwheel", "check", "--out"])
+        .args([
+            "build",
+            "--profile",
+            binary::PACKAGE_PROFILE,
+            "--features",
+            "cuda",
+            "--auditwheel",
+            "check",
+            "--out",
+        ])
         .arg(folder)
         .current_dir(place::root())
         .status()

@@ -42,8 +42,8 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    /// Lists the samples and scores of a batch. `order` has the batch indices in row order. The flight is empty.
-    fn list(&mut self, batch: &[Chunk<'_>], order: &[usize]) {
+    /// Records the samples and scores of a batch. `order` has the batch indices in row order. The flight must be empty.
+    fn fill(&mut self, batch: &[Chunk<'_>], order: &[usize]) {
         self.chunks.extend(order.iter().copied().filter(|index| batch[*index].sample.is_some()));
         self.samples.extend(self.chunks.iter().filter_map(|index| PendingSample::of(&batch[*index])));
         let of_chunk = |index: &usize| {
@@ -83,7 +83,7 @@ impl CudaEngine {
         // copy of its lists.
         unsafe { lists.lay_out(batch, followed, self.turn, rows.unwrap_or(0)) };
         let mut flight = self.idle.pop().unwrap_or_default();
-        flight.list(batch, &lists.plan().order);
+        flight.fill(batch, &lists.plan().order);
         (flight.turn, flight.is_graph) = (self.turn, rows.is_some());
         let sampled = lists.plan().sampled;
         // SAFETY: as above.

@@ -71,7 +71,7 @@ impl CudaEngine {
             model,
             kv,
             limits,
-            batches: BatchCheck::default(),
+            batch_check: BatchCheck::default(),
             masks,
             adjustments,
             places: Places::new(places),

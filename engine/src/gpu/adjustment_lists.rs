@@ -100,7 +100,7 @@ impl AdjustmentLists {
     }
 }
 
-/// The biases of a row's tokens of the vocabulary.
+/// The row's biases, without those of tokens outside the vocabulary.
 fn biases_of<'a>(row: &AdjustedRow<'a>, vocabulary: usize) -> &'a [(u32, f32)] {
     let biases = &row.sample.how.logit_bias;
     &biases[..biases.partition_point(|(token, _)| (*token as usize) < vocabulary)]

@@ -133,7 +133,11 @@ impl Plan {
         }
         self.decode = writer.end_part();
         let Written { rows, pages, sampled, scored, reported, pieces, .. } = writer.written;
-        debug_assert!(rows <= self.capacity.rows && pieces <= self.pieces);
+        // The kernels take these numbers as they are.
+        assert!(
+            rows <= self.capacity.rows && pieces <= self.pieces,
+            "the lists of the step exceed their room"
+        );
         (self.rows, self.sampled, self.scored, self.reported) = (rows, sampled, scored, reported);
         self.words = self.offsets.pages + pages;
     }
@@ -210,7 +214,7 @@ impl Plan {
         list(self.offsets.pages + part.pages.start, part.pages.len())
     }
 
-    /// The step's capacity for split-KV pieces. The used ones come first in the lists of pieces. The others have undefined numbers.
+    /// The step's capacity for split-KV pieces. The used ones come first in the lists of pieces. Entries after them are undefined, and the kernels do not read them.
     pub(crate) fn pieces(&self) -> usize {
         self.pieces
     }

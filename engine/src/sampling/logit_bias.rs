@@ -2,7 +2,8 @@
 
 use std::ops::Deref;
 
-/// Pairs of a token and a number that is added to its logit, ordered by token. A GPU searches them, so they are sorted once, when they are collected.
+/// Pairs of a token and a number that is added to its logit, ordered by token. A GPU needs the biases of a token next to each other, so they are sorted once,
+/// when they are collected.
 ///
 /// Several biases of a token keep their order and are added one after the other:
 ///

@@ -49,8 +49,11 @@ impl Owned {
 fn laid_out(owned: &[Owned], followed: &[usize], decode_rows: usize) -> (Plan, Vec<i32>) {
     let batch: Vec<Chunk<'_>> = owned.iter().map(Owned::chunk).collect();
     let mut plan = Plan::new(CAPACITY, PAGE_TOKENS);
-    // The words of an earlier step are not zero.
+    // An earlier step leaves its lists.
     let mut words = vec![0x55; plan.words_max()];
+    let earlier = [Owned::prompt(&[1; 40], 5, 900), Owned::row(2, 700, 800)];
+    let earlier: Vec<Chunk<'_>> = earlier.iter().map(Owned::chunk).collect();
+    plan.lay_out(&earlier, |_| 1, 0, &mut words);
     plan.lay_out(&batch, |index| followed[index], decode_rows, &mut words);
     (plan, words)
 }

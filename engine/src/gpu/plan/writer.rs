@@ -55,7 +55,7 @@ impl Writer<'_> {
     /// Writes a decode row. If it [follows](TokenSource::Follows), `followed` returns the row of the previous step that samples its token.
     pub(super) fn decode_row(&mut self, chunk: &Chunk<'_>, followed: impl Fn() -> usize) {
         self.chunk(chunk, followed);
-        self.context(chunk.end());
+        self.end_decode_row(chunk.end());
     }
 
     /// Writes a padding row. It reads one token of page 0 and writes nothing to the pool.
@@ -63,11 +63,11 @@ impl Writer<'_> {
         self.row(0, 0, -1);
         self.table([0]);
         self.sample(None);
-        self.context(1);
+        self.end_decode_row(1);
     }
 
-    /// Ends a decode row, whose context has `tokens` tokens, with the ends of its page table and its split-KV pieces.
-    fn context(&mut self, tokens: usize) {
+    /// Writes where a decode row's page table ends, the tokens in its last page, and its split-KV pieces. Its context has `tokens` tokens.
+    fn end_decode_row(&mut self, tokens: usize) {
         let Offsets { page_starts, last_page_tokens, row_pieces, .. } = self.offsets;
         let Offsets { piece_rows, piece_starts, piece_lengths, .. } = self.offsets;
         let row = self.written.chunks - 1 - self.part.chunks.start;
