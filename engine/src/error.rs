@@ -144,7 +144,7 @@ pub enum OpenError {
     },
     /// The GPU has too little free memory for the smallest KV pool.
     #[error(
-        "the GPU has {free_mib} MiB free of {total_mib} MiB, which is too little for the activations and a KV pool: stop other processes on the GPU, or raise engine.gpu_memory_utilization"
+        "the GPU has {free_mib} MiB free of {total_mib} MiB, which is too little for the activations and a KV pool: stop other processes on the GPU, choose another one by CUDA_VISIBLE_DEVICES, or raise engine.gpu_memory_utilization"
     )]
     GpuFull {
         /// Free memory after the weights were loaded.
