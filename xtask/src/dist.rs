@@ -69,9 +69,7 @@ pub(crate) fn run() -> Result<()> {
         "to run it, unpack it on a machine with the NVIDIA driver and with CUDA 13's libraries on LD_LIBRARY_PATH, then in {NAME}/:"
     );
     for (gpu, role) in ["receiver", "sender"].iter().enumerate() {
-        println!(
-            "  CUDA_VISIBLE_DEVICES={gpu} bin/runtime --role {role} --model MODEL --set engine.device=cuda"
-        );
+        println!("  CUDA_VISIBLE_DEVICES={gpu} bin/runtime --role {role} --model MODEL");
     }
     println!(
         "  python3 gpu/suite.py bin/runtime bin/gpu_engine lib/ucx/libucp.so.0 configs/models/llama-3.1-8b --model MODEL"
