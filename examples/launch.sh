@@ -2,8 +2,8 @@
 # Starts a receiver, which decodes and runs the frontend on port 9000, and a sender, which prefills and puts the KV pages into the
 # receiver's memory. Serves until Ctrl-C. `cargo xtask demo` does the same and asks a question.
 #
-# Both processes get the arguments of this script, for example `--model FILE`. On GPUs start them by hand, as README.md says, because
-# each process needs its own GPU.
+# Both processes get the arguments of this script, for example `--model FILE`. They compute on the CPU. On GPUs start them by hand, as
+# README.md says, because each process needs its own GPU.
 #
 # The script fetches UCX and the model and builds the program, unless RUNTIME names the program or the program lies in `bin` beside
 # this folder, as in the archive of `cargo xtask dist`.
@@ -15,9 +15,9 @@ if [ -z "${RUNTIME:-}" ] && [ ! -x "$root/bin/runtime" ]; then
 fi
 . "$root/examples/program.sh"
 
-"$runtime" --role receiver --config "$root/configs/receiver.yaml" "$@" &
+"$runtime" --role receiver --config "$root/configs/receiver.yaml" --set engine.device=cpu "$@" &
 receiver=$!
-"$runtime" --role sender --config "$root/configs/sender.yaml" "$@" &
+"$runtime" --role sender --config "$root/configs/sender.yaml" --set engine.device=cpu "$@" &
 sender=$!
 
 # When this script ends, it stops both processes and waits for them. After Ctrl-C it only waits, because the terminal has sent the

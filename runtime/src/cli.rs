@@ -21,7 +21,7 @@ pub use model_commands::{ModelsCommand, ModelsOptions, PullOptions};
 pub use page::command_line_page;
 
 const AFTER_HELP: &str = "\
-Start two processes and send a request:
+Start two processes and send a request (on GPUs, give each process its own CUDA_VISIBLE_DEVICES):
   runtime --role receiver &        decodes; serves clients on 127.0.0.1:9000
   runtime --role sender &          prefills; connects to the receiver on 127.0.0.1:55555
   curl http://127.0.0.1:9000/v1/completions -H 'content-type: application/json' \\

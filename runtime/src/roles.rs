@@ -116,6 +116,7 @@ pub fn run(role: Role, config: Config, open: OpenEngine) -> anyhow::Result<()> {
     let (pool, layout) = (engine.kv().pages(), engine.kv().layout().clone());
     tracing::info!(
         model = model.name,
+        device = config.engine.device.name(),
         threads = config.engine.threads,
         pages = pool,
         page_tokens = layout.page_tokens,

@@ -47,7 +47,7 @@ fn is_there() -> bool {
 pub(super) fn require() -> Result<(), String> {
     if !is_there() {
         return Err(format!(
-            "there is no {SONAME}; install baton-serve[cuda] with pip, or add the folder of CUDA {MAJOR}'s libraries to LD_LIBRARY_PATH"
+            "there is no {SONAME}; install baton-serve[cuda] with pip, or add the folder of CUDA {MAJOR}'s libraries to LD_LIBRARY_PATH, or set engine.device to cpu"
         ));
     }
     // SAFETY: a library of this name is there, so cudarc finds one, and each version has this function.

@@ -25,12 +25,17 @@ pub struct CudaError {
     pub text: String,
 }
 
+/// The driver sees no GPU.
+const NO_DEVICE: i32 = 100;
+/// The library of the driver is that of a toolkit, for machines that only compile.
+const STUB_LIBRARY: i32 = 34;
+
 /// Sticky statuses. After one of them every later call of the process fails too. Either the driver's reference says so
 /// ("the process must be terminated and relaunched"), or the device is gone.
 const STICKY: [(i32, &str); 22] = [
     (4, "CUDA_ERROR_DEINITIALIZED"),
     (46, "CUDA_ERROR_DEVICE_UNAVAILABLE"),
-    (100, "CUDA_ERROR_NO_DEVICE"),
+    (NO_DEVICE, "CUDA_ERROR_NO_DEVICE"),
     (101, "CUDA_ERROR_INVALID_DEVICE"),
     (214, "CUDA_ERROR_ECC_UNCORRECTABLE"),
     (220, "CUDA_ERROR_NVLINK_UNCORRECTABLE"),
@@ -69,6 +74,16 @@ impl CudaError {
         Self { call, status: CudaStatus::None, text: text.to_owned() }
     }
 
+    /// True if the answer of the driver, or its absence, means that this machine has no GPU for this process. False for a GPU or driver with a fault.
+    #[must_use]
+    pub fn is_no_gpu(&self) -> bool {
+        match self.status {
+            CudaStatus::None => true,
+            CudaStatus::Cuda(status) => [NO_DEVICE, STUB_LIBRARY].contains(&status),
+            CudaStatus::Cublas(_) => false,
+        }
+    }
+
     /// True if this process can no longer use its GPU. Every later call fails too; only a new process can use the GPU again.
     #[must_use]
     pub fn is_sticky(&self) -> bool {
@@ -98,6 +113,13 @@ mod tests {
         let cublas = CudaStatus::Cublas(4);
         assert!(!sticky(CudaError { status: cublas, ..CudaError::without_status("cublasLtMatmul", "x") }));
         assert!(!sticky(CudaError::without_status("baton_fa3_plan", "it threw a C++ exception")));
+    }
+
+    #[test]
+    fn a_fault_is_not_the_absence_of_a_gpu() {
+        assert!(CudaError::without_status("loading CUDA", "x").is_no_gpu());
+        let of = |status| CudaError::of_status("cuInit", status).is_no_gpu();
+        assert_eq!([100, 34, 35, 46, 802, 803, 999].map(of), [true, true, false, false, false, false, false]);
     }
 
     #[test]

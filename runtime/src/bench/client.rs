@@ -250,7 +250,7 @@ mod tests {
         let token = |text: &str| format!("data: {{\"choices\":[{{\"text\":\"{text}\"}}]}}\n\n");
         let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":4}}\n\n";
         let done = "data: [DONE]\n\n";
-        let body = format!(": keep-alive\n\n{}{}{}{usage}{done}", token("a"), token(""), token("b"));
+        let body = format!("\n: keep-alive\n\n{}{}{}{usage}{done}", token("a"), token(""), token("b"));
         let output = check(Backend::Openai, &body, 3, "ab", "");
         assert_eq!((output.prompt_tokens, output.output_tokens), (9, 4), "the server's usage counts");
         let output = check(Backend::Vllm, &format!("{}{}{done}", token("a"), token("b")), 2, "ab", "");

@@ -282,19 +282,25 @@ struct Sending {
 }
 
 impl Sending {
-    fn spawn(options: &TransferOptions, address: &str, page_hash: bool) -> Result<Self> {
+    fn spawn(
+        options: &TransferOptions,
+        device: DeviceSetting,
+        address: &str,
+        page_hash: bool,
+    ) -> Result<Self> {
         let mut process = Command::new(std::env::current_exe()?)
             .args(["bench", "transfer", "--dial", address])
             .args(["--pages", &options.pages.to_string()])
             .args(options.page_kib.iter().flat_map(|kib| ["--page-kib".to_owned(), kib.to_string()]))
             .args(options.scattered.then_some("--scattered"))
             .args(["--in-flight", &options.in_flight.to_string()])
-            // The receiver uses the first GPU. Without GPUs, this has no effect.
+            // The receiver uses the first GPU. On CPUs, this has no effect.
             .env("CUDA_VISIBLE_DEVICES", &options.sender_gpu)
             .args(
                 options.set.iter().flat_map(|flag| ["--set".into(), format!("{}={}", flag.key, flag.value)]),
             )
             .args(["--set", &format!("transport.page_hash={page_hash}")])
+            .args(["--set", &format!("engine.device={}", device.name())])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -339,7 +345,7 @@ fn measure(
             let _ = decoding.send(clock());
         });
         let node = start(options, config, (Some(listener), Vec::new()), page_hash, asked, None)?;
-        let sending = Sending::spawn(options, &address, page_hash)?;
+        let sending = Sending::spawn(options, config.engine.device, &address, page_hash)?;
         let began = Instant::now();
         while node.peers() == 0 {
             ensure!(began.elapsed() < PATIENCE, "the sender's process did not join within {PATIENCE:?}");

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::cache_folder;
-use engine::{GpuSurvey, KERNELS_FOR};
+use engine::{CudaError, GpuSurvey, KERNELS_FOR};
 
 use super::{HubSettings, Role};
 
@@ -135,22 +135,28 @@ impl Surroundings {
     }
 }
 
-/// Whether the driver shows a GPU on which the kernels run. If the driver does not answer, the answer is yes, so that the start or `doctor` finds the fault.
+/// Asks the driver whether the default device is a GPU. A driver that does not answer counts as a GPU with a fault.
 fn driver_shows_a_usable_gpu() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
         let (answer, asked) = mpsc::channel();
         thread::spawn(move || answer.send(engine::gpu_survey(false)));
         match asked.recv_timeout(DRIVER_WITHIN) {
-            Ok(survey) => survey.ok().flatten().is_some_and(|survey| is_usable(&survey)),
+            Ok(survey) => is_usable(survey),
             Err(_) => true,
         }
     })
 }
 
-/// Whether the kernels run on the first GPU. The version of the driver is not judged here: the start names one that is too old.
-fn is_usable(survey: &GpuSurvey) -> bool {
-    survey.gpus.first().is_some_and(|gpu| gpu.capability == KERNELS_FOR)
+/// Whether the default device is a GPU: the kernels run on the first one, or it has a fault, which the start or `doctor` names. The version of the driver
+/// is not judged here: the start names one that is too old.
+pub(super) fn is_usable(survey: Result<Option<GpuSurvey>, CudaError>) -> bool {
+    match survey {
+        Ok(survey) => {
+            survey.is_some_and(|survey| survey.gpus.first().is_some_and(|gpu| gpu.capability == KERNELS_FOR))
+        }
+        Err(error) => !error.is_no_gpu(),
+    }
 }
 
 /// The folder that contains this program in its `bin`.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 
+use engine::{CudaError, GpuFacts, GpuSurvey};
+
 use super::*;
 
 /// For each key: an accepted value, how it is shown, a refused value, and the reason.
@@ -319,6 +321,29 @@ fn defaults_follow_the_role_and_the_surroundings() {
     assert_eq!(around.cache, Path::new("/c/baton"));
     assert_eq!(around.ucx_default("UCX_TLS", "tcp"), None);
     assert_eq!(around.ucx_default("UCX_NET_DEVICES", "lo"), Some("lo".into()));
+}
+
+#[test]
+fn the_default_device_is_a_gpu_that_the_kernels_run_on_or_that_has_a_fault() {
+    let gpu = |capability| GpuFacts {
+        name: "G".to_owned(),
+        capability,
+        total_bytes: 1,
+        free_bytes: None,
+        is_exclusive: false,
+    };
+    let survey = |gpus: &[(i32, i32)]| GpuSurvey {
+        driver: (12, 0),
+        gpus: gpus.iter().copied().map(gpu).collect(),
+        pairs: Vec::new(),
+        open_error: None,
+    };
+    let usable = |gpus| surroundings::is_usable(Ok(Some(survey(gpus))));
+    let lists: [&[(i32, i32)]; 4] = [&[(9, 0)], &[(9, 0), (8, 0)], &[(8, 0), (9, 0)], &[]];
+    assert_eq!(lists.map(usable), [true, true, false, false]);
+    assert!(!surroundings::is_usable(Ok(None)), "the build has no CUDA");
+    let failed = |status| surroundings::is_usable(Err(CudaError::of_status("cuInit", status)));
+    assert_eq!([100, 802, 999].map(failed), [false, true, true]);
 }
 
 #[test]

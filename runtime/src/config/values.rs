@@ -74,6 +74,16 @@ pub enum DeviceSetting {
     Cuda,
 }
 
+impl DeviceSetting {
+    /// The value of `engine.device`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
 /// The source of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadFormatSetting {
@@ -398,10 +408,7 @@ impl Show for LocalPrefill {
 
 impl Show for DeviceSetting {
     fn show(&self) -> String {
-        match self {
-            Self::Cpu => "cpu".to_owned(),
-            Self::Cuda => "cuda".to_owned(),
-        }
+        self.name().to_owned()
     }
 }
 

@@ -74,7 +74,14 @@ pub(super) fn judge(survey: Survey<'_>, wish: GpuWish) -> Vec<Finding> {
     };
     let listed = listed(survey);
     if !wish.is_wanted {
-        return vec![Finding::ok("gpu", format!("not used, because engine.device is cpu: {listed}"))];
+        let (major, minor) = KERNELS_FOR;
+        let is_usable = survey.gpus.first().is_none_or(|gpu| gpu.capability == KERNELS_FOR);
+        let why = if is_usable {
+            "engine.device is cpu".to_owned()
+        } else {
+            format!("the kernels need compute capability {major}.{minor} (H100, H200)")
+        };
+        return vec![Finding::ok("gpu", format!("not used, because {why}: {listed}"))];
     }
     let (major, minor) = survey.driver;
     if survey.driver < DRIVER {

@@ -124,7 +124,7 @@ async fn answer(
     let route = named.unwrap_or_else(|| frontend.route.clone());
     let waiting = Waiting { reader, grammar, place, period, route, read, trace: trace.clone() };
     let started = start(Arc::clone(&frontend), Arc::clone(&ask), waiting);
-    // Its stream may have begun with a comment, with status 200.
+    // The stream may have begun already, with status 200 and a blank line.
     let started = started.inspect_err(move |error| {
         if let Some(trace) = trace {
             trace.refused(error.status.as_u16());

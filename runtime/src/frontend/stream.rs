@@ -1,7 +1,7 @@
 //! A streamed answer: server-sent events in the format and order of vLLM.
 //!
 //! Each token is one event. The event of the last token has `finish_reason`. After it come the usage, if the request asked for it, and
-//! `[DONE]`. Tokens that are ready at the same time are sent in one write. A silent stream sends comments, which clients skip. They keep
+//! `[DONE]`. Tokens that are ready at the same time are sent in one write. A silent stream sends blank lines, which clients skip. They keep
 //! proxies from closing the connection, and let the system notice that the client's host is gone.
 
 use std::convert::Infallible;
@@ -29,7 +29,7 @@ use super::tokenizer::Tokenizer;
 /// The last event of every stream.
 const DONE: &str = "[DONE]";
 
-/// A blank line keeps a silent stream alive. Clients ignore it between events. Some, such as vLLM's bench client of 2025, fail at a comment.
+/// A blank line keeps a silent stream alive. Clients ignore it between events. Some, such as the bench client of vLLM 0.9, fail at a comment.
 pub(super) const KEEP_ALIVE: &str = "\n";
 
 /// No further token is added to a write of at least this size. For a slow client, a whole answer may be ready; its tokens take less memory than

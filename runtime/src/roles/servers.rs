@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::certificates::Certificates;
 use super::exposure::Port;
 use super::{ListeningSockets, SharedState};
-use crate::config::{Config, DeviceSetting, Role, Secret};
+use crate::config::{Config, Role, Secret};
 use crate::drain::DrainStage;
 use crate::frontend::{
     AnswerCounts, DecodeReport, DrainControl, Frontend, Health, HealthState, LeftWork, LivePage, NodeReport,
@@ -114,7 +114,8 @@ fn frontend(
     let (health, streams, counters) = (node.health.clone(), node.streams.clone(), node.counters.clone());
     let (metrics, observed, live) = (node.counters.clone(), shared.observed.clone(), node.streams.clone());
     let (peers, model) = (node.peer_metrics.clone(), shared.model.clone());
-    let process = ProcessMetrics::new(role.name(), device(config), certificates.expiries.clone());
+    let process =
+        ProcessMetrics::new(role.name(), config.engine.device.name(), certificates.expiries.clone());
     let (queue, drain, membership) =
         (shared.admission.clone(), shared.drain.clone(), shared.membership.clone());
     Frontend {
@@ -153,14 +154,6 @@ fn frontend(
             process.write(page);
         }),
         drain: config.shutdown.drain + Duration::from_secs(2),
-    }
-}
-
-/// Where the engine computes, for metrics.
-fn device(config: &Config) -> &'static str {
-    match config.engine.device {
-        DeviceSetting::Cpu => "cpu",
-        DeviceSetting::Cuda => "cuda",
     }
 }
 
