@@ -43,14 +43,29 @@ mod cuda {
         Unit {
             source: "decode.cu",
             flags: &[],
-            headers: &["decode_tiles.cuh", "launch.cuh", "stages.cuh", "wgmma.cuh"],
+            headers: &[
+                "decode_tiles.cuh",
+                "launch.cuh",
+                "rounding.cuh",
+                "stages.cuh",
+                "vectors.cuh",
+                "wgmma.cuh",
+            ],
         },
-        Unit { source: "glue.cu", flags: &[], headers: &["kv.cuh", "launch.cuh", "rounding.cuh"] },
-        Unit { source: "row_products.cu", flags: &[], headers: &["fp8.cuh", "launch.cuh", "stages.cuh"] },
+        Unit {
+            source: "glue.cu",
+            flags: &[],
+            headers: &["kv.cuh", "launch.cuh", "rounding.cuh", "vectors.cuh"],
+        },
+        Unit {
+            source: "row_products.cu",
+            flags: &[],
+            headers: &["fp8.cuh", "launch.cuh", "stages.cuh", "vectors.cuh"],
+        },
         Unit {
             source: "fp8_products.cu",
             flags: &[],
-            headers: &["launch.cuh", "rounding.cuh", "stages.cuh", "wgmma.cuh"],
+            headers: &["launch.cuh", "rounding.cuh", "stages.cuh", "vectors.cuh", "wgmma.cuh"],
         },
         Unit { source: "fp8.cu", flags: &[], headers: &["fp8.cuh", "launch.cuh"] },
         Unit { source: "kv.cu", flags: &[], headers: &["kv.cuh"] },

@@ -16,6 +16,7 @@
 
 #include "decode_tiles.cuh"
 #include "launch.cuh"
+#include "rounding.cuh"
 #include "stages.cuh"
 #include "wgmma.cuh"
 
@@ -25,6 +26,8 @@ constexpr int COPYING = WARPS, JOINING = WARPS + 1, THREADS = (WARPS + 2) * WARP
 constexpr int BLOCKS = 2;          // of a multiprocessor
 constexpr int COLUMNS = 8;         // heads of a product
 constexpr int STATE_FLOATS = 512;  // of a warp, in shared memory
+constexpr int PIECES_MAX = 32;     // of a row
+constexpr int JOINERS = 512;       // the most threads that join the pieces of a row
 constexpr float LEAST = -1e30f, LOG2_E = 1.44269504f;
 
 }  // namespace
@@ -43,6 +46,8 @@ struct DecodeRun {
   const int32_t* kv_pages;
   const int32_t* last_page_tokens;
   bf16* out;
+  uint8_t* codes;
+  float* scales;
   int64_t page_lines;
   int64_t head_lines;
   int64_t layer_lines;
@@ -56,7 +61,7 @@ struct DecodeRun {
   float scale;
   int32_t fp8;
 };
-static_assert(sizeof(DecodeRun) == 160);
+static_assert(sizeof(DecodeRun) == 176);
 
 namespace {
 
@@ -202,8 +207,9 @@ __device__ Found broadcast(const Found& found, int lane) {
           from(found.kv_head), from(found.first), from(found.tokens), from(found.first_page)};
 }
 
-// What the copying warp does: copies the tiles of all items of its block. The lists of the step are there before its first kernel, so the warp looks up
-// the first 32 items and the first pages before it waits for the previous kernel.
+// What the copying warp does: copies the tiles of all items of its block. The lists of the step are there before its first kernel, and so are keys and
+// values of earlier positions. So before the warp waits for the previous kernel, it looks up the first 32 items and the first pages, and copies the first
+// tiles.
 template <typename Numbers, int DIMS, int STAGES, int HEADS>
 struct Copier {
   using Tile = TileLayout<Numbers, DIMS>;
@@ -236,13 +242,18 @@ struct Copier {
     return {is_there ? of.kv_pages[found.first_page + index] : 0, position - index * of.page_tokens};
   }
 
-  // Copies an item, whose first 32 boxes have these starts.
-  __device__ void copy_item(const Found& found, BoxStart starts) {
+  __device__ void copy_queries(const Piece& piece, int to_stage) const {
+    const bf16* queries = of.q + (static_cast<int64_t>(piece.row) * of.heads + piece.first_head) * DIMS;
+    copy_bytes(shared_address(queries_of[to_stage]), queries, piece.heads * DIMS * sizeof(bf16), full + to_stage * sizeof(uint64_t));
+  }
+
+  // Copies the tiles of an item from position `begin` to before `end`. `starts` are those of 32 boxes, at first of the item's first.
+  __device__ void copy_tiles(const Found& found, BoxStart& starts, int begin, int end, bool with_queries) {
     const Piece& piece = found.piece;
     // A lane copies a box of keys or values.
     const int boxes = Tile::TOKENS / box_tokens, box = lane / 2 % boxes, is_value = lane % 2;
     const int64_t first_line = of.layer_lines + found.kv_head * of.head_lines + is_value * of.page_tokens;
-    for (int tile = 0; tile < found.tokens; tile += Tile::TOKENS) {
+    for (int tile = begin; tile < end; tile += Tile::TOKENS) {
       const int index = tile / Tile::TOKENS * boxes % WARP;
       if (index == 0 && tile > 0) starts = look_up(found, tile);
       const int64_t of_page = __shfl_sync(~0u, starts.page, index + box) * of.page_lines;
@@ -255,10 +266,7 @@ struct Copier {
         const uint32_t query_bytes = tile == 0 ? piece.heads * DIMS * sizeof(bf16) : 0;
         tiles[stage] = {piece, min(Tile::TOKENS, found.tokens - tile), tile == 0, tile + Tile::TOKENS >= found.tokens};
         expect(barrier, copied * box_tokens * 2 * Tile::LINES * Tile::LINE + query_bytes);
-        if (tile == 0) {
-          const bf16* queries = of.q + (static_cast<int64_t>(piece.row) * of.heads + piece.first_head) * DIMS;
-          copy_bytes(shared_address(queries_of[stage]), queries, query_bytes, barrier);
-        }
+        if (tile == 0 && with_queries) copy_queries(piece, stage);
       }
       __syncwarp();
       if (lane < 2 * boxes && tile + box * box_tokens < found.tokens) {
@@ -273,13 +281,17 @@ struct Copier {
     int number = 0;
     Found found = item(number);
     BoxStart starts = look_up(found, 0);
-    after_previous(of.rows);
+    // The row's own position is written by the previous kernel. It can only be in the last tile of an item.
+    int begin = found.piece.index < 0 ? 0 : min(STAGES, (found.tokens - 1) / Tile::TOKENS) * Tile::TOKENS;
+    copy_tiles(found, starts, 0, begin, false);
+    after_previous();
+    if (begin > 0 && lane == 0) copy_queries(found.piece, 0);
     while (found.piece.index >= 0) {
       // These loads run while the item before is copied.
       const Found next = item(++number);
       const BoxStart next_starts = look_up(next, 0);
-      copy_item(found, starts);
-      found = next, starts = next_starts;
+      copy_tiles(found, starts, begin, found.tokens, begin == 0);
+      found = next, starts = next_starts, begin = 0;
     }
     wait_for(empty + stage * sizeof(uint64_t), phase);
     if (lane == 0) {
@@ -309,7 +321,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend(const __grid_constant_
   __syncthreads();
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   if (warp == COPYING) return Copier<Numbers, DIMS, STAGES, HEADS>{pool, of, box_tokens, at, full, empty, tiles, queries_of}.copy_items();
-  after_previous(of.rows);
+  after_previous();
   if (warp == JOINING) return join(of, states, states_full, states_empty);
 
   const int column = lane % 4 * 2;  // the thread has the heads `column` and `column + 1` of products
@@ -403,32 +415,55 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend(const __grid_constant_
   if (lane == 0) arrive(states_full);
 }
 
-// A warp joins the pieces of a row's head.
-template <int DIMS>
-__global__ void __launch_bounds__(256) join_pieces(const DecodeRun of) {
+// A block joins the pieces of a row. With `codes` it also rounds the row, of any number of pieces. Otherwise it writes the row to `out` if there are several
+// pieces.
+template <int DIMS, int PER_THREAD>
+__global__ void __launch_bounds__(JOINERS) join_pieces(const DecodeRun of) {
+  constexpr int WIDTH = DIMS / VECTOR, OWN = PIECES_MAX / WIDTH;  // WIDTH threads have a head, and OWN of its pieces each
+  const int row = blockIdx.x, first = of.row_pieces[row], pieces = of.row_pieces[row + 1] - first, count = of.heads * WIDTH;
   after_previous(of.rows);
-  const int place = blockIdx.x * (256 / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  if (place >= of.rows * of.heads) return;
-  const int row = place / of.heads, head = place % of.heads, first = of.row_pieces[row], count = of.row_pieces[row + 1] - first;
-  if (count <= 1) return;
-  float largest = -INFINITY;
-  for (int piece = 0; piece < count; piece++) largest = fmaxf(largest, of.partial_sums[static_cast<int64_t>(first + piece) * of.heads + head]);
-  constexpr int PAIRS = DIMS / 2 / WARP;
-  float sum = 0.f, out[PAIRS][2] = {};
-  for (int piece = 0; piece < count; piece++) {
-    const int64_t at = static_cast<int64_t>(first + piece) * of.heads + head;
-    const float weight = exp2f(of.partial_sums[at] - largest);
-    sum += weight;
+  if (pieces == 1 && of.codes == nullptr) return;
+  Vector kept[PER_THREAD];
 #pragma unroll
-    for (int pair = 0; pair < PAIRS; pair++) {
-      const float2 numbers = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(of.partial_out + at * DIMS)[pair * WARP + lane]);
-      out[pair][0] += weight * numbers.x, out[pair][1] += weight * numbers.y;
+  for (int n = 0; n < PER_THREAD; n++) {
+    // All threads take part in the exchange of numbers.
+    const int i = min(static_cast<int>(n * blockDim.x + threadIdx.x), count - 1), head = i / WIDTH;
+    if (pieces == 1) {
+      kept[n] = vectors(of.out)[int64_t{row} * count + i];
+      continue;
     }
-  }
+    float weights[OWN], largest = -INFINITY, sum = 0.f;
 #pragma unroll
-  for (int pair = 0; pair < PAIRS; pair++) {
-    reinterpret_cast<__nv_bfloat162*>(of.out + static_cast<int64_t>(place) * DIMS)[pair * WARP + lane] =
-        __floats2bfloat162_rn(out[pair][0] / sum, out[pair][1] / sum);
+    for (int k = 0; k < OWN; k++) {
+      const int piece = k * WIDTH + threadIdx.x % WIDTH;
+      weights[k] = piece < pieces ? of.partial_sums[int64_t{first + piece} * of.heads + head] : -INFINITY;
+      largest = fmaxf(largest, weights[k]);
+    }
+    for (int offset = 1; offset < WIDTH; offset *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+#pragma unroll
+    for (int k = 0; k < OWN; k++) sum += weights[k] = exp2f(weights[k] - largest);
+    for (int offset = 1; offset < WIDTH; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+    Floats out = {};
+#pragma unroll
+    for (int k = 0; k < OWN; k++) {
+      const int end = min(WIDTH, pieces - k * WIDTH);
+#pragma unroll 4
+      for (int j = 0; j < end; j++) {
+        const float weight = __shfl_sync(~0u, weights[k], j, WIDTH);
+        const Floats numbers = widen(vectors(of.partial_out)[int64_t{first + k * WIDTH + j} * count + i]);
+#pragma unroll
+        for (int m = 0; m < VECTOR; m++) out.at[m] += weight * numbers.at[m];
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < VECTOR; m++) out.at[m] /= sum;
+    kept[n] = narrow(out);
+  }
+  if (of.codes != nullptr) return round_row(kept, row, count, of.codes, of.scales);
+#pragma unroll
+  for (int n = 0; n < PER_THREAD; n++) {
+    const int i = n * blockDim.x + threadIdx.x;
+    if (i < count) vectors(of.out)[int64_t{row} * count + i] = kept[n];
   }
 }
 
@@ -455,8 +490,11 @@ int run(const DecodeRun& of, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const int blocks = std::min(of.pieces * of.kv_heads * parts_of_group(of), BLOCKS * multiprocessors());
   if (const int failed = launch(kernel, blocks, THREADS, BYTES, stream, pool, of, box_tokens)) return failed;
-  constexpr int JOINERS = 256;
-  return launch(join_pieces<DIMS>, (of.rows * of.heads * WARP + JOINERS - 1) / JOINERS, JOINERS, 0, stream, of);
+  const int count = of.heads * DIMS / VECTOR, joiners = std::min(JOINERS, (count + WARP - 1) / WARP * WARP);
+  if (count <= JOINERS) return launch(join_pieces<DIMS, 1>, of.rows, joiners, 0, stream, of);
+  if (count <= 2 * JOINERS) return launch(join_pieces<DIMS, 2>, of.rows, joiners, 0, stream, of);
+  if (count <= 4 * JOINERS) return launch(join_pieces<DIMS, 4>, of.rows, joiners, 0, stream, of);
+  return cudaErrorInvalidValue;
 }
 
 template <typename Numbers, int DIMS, int STAGES>
@@ -474,8 +512,10 @@ extern "C" {
 //   16.
 // - Piece b begins at position `piece_starts[b]` of row `piece_rows[b]`; this row's pieces have `piece_lengths[b]` tokens.
 // - `row_pieces[r]` is the number of pieces before those of row r. `row_pieces[rows]` is the number of all pieces, at most `pieces`. The lists of pieces
-//   have room for `pieces` pieces.
+//   have room for `pieces` pieces. A row has at most 32.
 // - `partial_out` has pieces * heads * head_dim bf16 numbers, and `partial_sums` has pieces * heads floats.
+// - With `codes` and `scales`, the rows are also rounded to FP8 and written there, and then `out` has any numbers in rows of several pieces. A row has at
+//   most 16384 numbers.
 int baton_decode_run(const DecodeRun* arguments, cudaStream_t stream) {
   const DecodeRun& of = *arguments;
   if (of.rows == 0) return cudaSuccess;

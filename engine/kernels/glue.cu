@@ -13,49 +13,18 @@
 #include "kv.cuh"
 #include "launch.cuh"
 #include "rounding.cuh"
-
-using bf16 = __nv_bfloat16;
+#include "vectors.cuh"
 
 namespace {
 
-// bf16 numbers in 16 bytes.
-constexpr int VECTOR = 8;
 constexpr int WARP = 32;
 constexpr int BLOCK_MAX = 1024;
 // The most threads of a block of `silu_mul_rounded`. A multiprocessor has several such blocks.
 constexpr int SILU_THREADS = 512;
 
-struct alignas(16) Vector {
-  __nv_bfloat162 pairs[VECTOR / 2];
-};
-
-struct alignas(16) Floats {
-  float at[VECTOR];
-};
-
-__device__ Floats widen(const Vector& vector) {
-  Floats floats;
-#pragma unroll
-  for (int i = 0; i < VECTOR / 2; i++) {
-    const float2 pair = __bfloat1622float2(vector.pairs[i]);
-    floats.at[2 * i] = pair.x;
-    floats.at[2 * i + 1] = pair.y;
-  }
-  return floats;
-}
-
 // Vector number i.
 __device__ Floats load(const bf16* numbers, int64_t i) { return widen(reinterpret_cast<const Vector*>(numbers)[i]); }
 __device__ Floats load(const float* numbers, int64_t i) { return reinterpret_cast<const Floats*>(numbers)[i]; }
-
-__device__ Vector narrow(const Floats& floats) {
-  Vector vector;
-#pragma unroll
-  for (int i = 0; i < VECTOR / 2; i++) {
-    vector.pairs[i] = __floats2bfloat162_rn(floats.at[2 * i], floats.at[2 * i + 1]);
-  }
-  return vector;
-}
 
 // Eight FP8 codes.
 struct alignas(8) Codes {
@@ -70,9 +39,6 @@ __device__ void store(__nv_fp8_storage_t* numbers, int64_t i, const Floats& floa
   for (int k = 0; k < VECTOR / 2; k++) codes.pairs[k] = codes_of(floats.at[2 * k], floats.at[2 * k + 1]);
   reinterpret_cast<Codes*>(numbers)[i] = codes;
 }
-
-__device__ const Vector* vectors(const bf16* numbers) { return reinterpret_cast<const Vector*>(numbers); }
-__device__ Vector* vectors(bf16* numbers) { return reinterpret_cast<Vector*>(numbers); }
 
 // The block size for `items` work items: whole warps, at most `most` threads.
 int block_for(int items, int most) { return std::min(most, (items + WARP - 1) / WARP * WARP); }
@@ -97,36 +63,6 @@ __global__ void take_rows(const bf16* from, const int32_t* which, const int32_t*
   const Vector* source = vectors(from + int64_t{row} * hidden);
   Vector* target = vectors(out + int64_t{blockIdx.x} * hidden);
   for (int i = threadIdx.x; i < hidden / VECTOR; i += blockDim.x) target[i] = source[i];
-}
-
-__device__ float largest_of(const Floats& floats) {
-  float largest = 0.f;
-#pragma unroll
-  for (int k = 0; k < VECTOR; k++) largest = fmaxf(largest, fabsf(floats.at[k]));
-  return largest;
-}
-
-// Rounds a row of a block to FP8. Each thread has PER_THREAD vectors of bf16 numbers; vector n of a thread is number n * blockDim.x + threadIdx.x of
-// the row's `count`.
-template <int PER_THREAD>
-__device__ void round_row(const Vector (&kept)[PER_THREAD], int count, uint8_t* codes, float* scales) {
-  float largest = 0.f;
-#pragma unroll
-  for (int n = 0; n < PER_THREAD; n++) {
-    if (n * blockDim.x + threadIdx.x < count) largest = fmaxf(largest, largest_of(widen(kept[n])));
-  }
-  const float scale = row_scale(block_max(largest));
-  if (threadIdx.x == 0) scales[blockIdx.x] = scale;
-  const Divisor by(scale);
-#pragma unroll
-  for (int n = 0; n < PER_THREAD; n++) {
-    const int i = n * blockDim.x + threadIdx.x;
-    if (i >= count) break;
-    const Floats numbers = widen(kept[n]);
-    const float(&of)[VECTOR] = numbers.at;
-    reinterpret_cast<uint2*>(codes)[int64_t{blockIdx.x} * count + i] = {divided_codes_of(of[0], of[1], of[2], of[3], by),
-                                                                        divided_codes_of(of[4], of[5], of[6], of[7], by)};
-  }
 }
 
 // One block per row. Each thread keeps PER_THREAD vectors in registers between the two passes. The norm uses the stored sum,
@@ -175,7 +111,7 @@ __global__ void add_rms_norm(bf16* x, const bf16* delta, const bf16* weight, bf1
     normed[n] = narrow(kept[n]);
     if (codes == nullptr) vectors(out + row)[i] = normed[n];
   }
-  if (codes != nullptr) round_row(normed, count, codes, scales);
+  if (codes != nullptr) round_row(normed, blockIdx.x, count, codes, scales);
 }
 
 // The sum over the `width` neighbouring threads that hold one head, in each of them. All of them call it.
@@ -211,7 +147,7 @@ __global__ void rope_append(const Product* qkv, const bf16* bias, const bf16* he
     page = index < 0 ? nullptr : pool + index / page_tokens * page_stride + layer_offset;
     position_in_page = index < 0 ? 0 : static_cast<int>(index % page_tokens);
   }
-  after_previous(gridDim.x);
+  after_previous();
   __syncthreads();
 
   const int per_head = head_dim / VECTOR;
@@ -285,7 +221,7 @@ __global__ void __launch_bounds__(SILU_THREADS) silu_mul_rounded(const bf16* gat
     const int i = n * blockDim.x + threadIdx.x;
     if (i < feed / VECTOR) kept[n] = silu_mul_vector(gate_up, blockIdx.x, feed, i);
   }
-  round_row(kept, feed / VECTOR, codes, scales);
+  round_row(kept, blockIdx.x, feed / VECTOR, codes, scales);
 }
 
 // Number `index` of the splitmix64 stream (Sebastiano Vigna) that starts at `seed`.

@@ -1,9 +1,9 @@
-// Launches our kernels with programmatic dependent launch: a kernel may start while the previous kernel still runs.
+// Launches our kernels with programmatic dependent launch: a kernel may start while the previous kernel still runs, and even before the second-last
+// kernel has finished.
 //
-// With few rows, all kernels of a step are ours or FlashInfer's. FlashInfer's are launched without overlap. Then a kernel may
-// start even before the second-last kernel has finished. With many rows, kernels of cublasLt follow ours. They are launched
-// with overlap too, and they share a workspace that they read before they wait. So a cublasLt kernel may start only when
-// everything before its predecessor has finished.
+// FlashInfer's kernels are launched without overlap. cublasLt's are launched with overlap, and they share a workspace that they read before they wait. So
+// a cublasLt kernel may start only when everything before its predecessor has finished: with many rows, a kernel that may precede one of cublasLt's
+// lets it start late.
 //
 // The rows of a kernel may be some of the step's rows. This is right as long as a kernel that is launched without overlap, or one that lets the next
 // kernel start late, follows before cublasLt's next kernel.
@@ -20,8 +20,13 @@ namespace {
 // With up to this many rows, a step has no kernel of cublasLt: `row_products` computes its products, also with bf16 weights.
 constexpr int ROWS_FEW = 16;
 
-// Lets the next kernel start, and waits until the previous kernel has finished and its writes are visible. `rows` is the number
-// of rows of this kernel and of the next one.
+// Lets the next kernel start, and waits until the previous kernel has finished and its writes are visible. The next kernel is not cublasLt's.
+__device__ inline void after_previous() {
+  cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+}
+
+// The same if the next kernel may be cublasLt's. `rows` is the number of rows of this kernel and of the next one.
 __device__ inline void after_previous(int rows) {
   if (rows <= ROWS_FEW) cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();

@@ -6,6 +6,8 @@
 #include <float.h>
 #include <stdint.h>
 
+#include "vectors.cuh"
+
 namespace {
 
 constexpr float CODE_MAX = 448;
@@ -45,6 +47,29 @@ __device__ float block_max(float value) {
   float largest = of_warps[0];
   for (int warp = 1; warp < blockDim.x / 32; warp++) largest = fmaxf(largest, of_warps[warp]);
   return largest;
+}
+
+// Rounds row number `row`, which the threads of a block have: each has PER_THREAD vectors, and vector n of a thread is number
+// n * blockDim.x + threadIdx.x of the row's `count`.
+template <int PER_THREAD>
+__device__ void round_row(const Vector (&kept)[PER_THREAD], int64_t row, int count, uint8_t* codes, float* scales) {
+  float largest = 0.f;
+#pragma unroll
+  for (int n = 0; n < PER_THREAD; n++) {
+    if (n * blockDim.x + threadIdx.x < count) largest = fmaxf(largest, largest_of(widen(kept[n])));
+  }
+  const float scale = row_scale(block_max(largest));
+  if (threadIdx.x == 0) scales[row] = scale;
+  const Divisor by(scale);
+#pragma unroll
+  for (int n = 0; n < PER_THREAD; n++) {
+    const int i = n * blockDim.x + threadIdx.x;
+    if (i >= count) break;
+    const Floats numbers = widen(kept[n]);
+    const float(&of)[VECTOR] = numbers.at;
+    reinterpret_cast<uint2*>(codes)[row * count + i] = {divided_codes_of(of[0], of[1], of[2], of[3], by),
+                                                        divided_codes_of(of[4], of[5], of[6], of[7], by)};
+  }
 }
 
 }  // namespace

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__((COPIERS + MULTIPLIERS) * WARP, MULTIPLIERS ==
     const uint4* own = weights + static_cast<size_t>(first_output) * vectors;
     return ring.template fill<Weights::LINE_VECTORS>(own, 0, BLOCK_OUTPUTS, outputs - 1 - first_output, vectors);
   }
-  after_previous(rows);
+  after_previous();
   if (warp == ROWS_WARP) return ring.template fill<ROW_VECTORS>(x, WEIGHTS_BYTES, rows, rows - 1, inputs / VECTOR);
 
   const int tile_output = (warp - COPIERS) * TILE_OUTPUTS;

@@ -5,13 +5,12 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-using bf16 = __nv_bfloat16;
+#include "vectors.cuh"
 
 namespace {
 
 constexpr int WARP = 32;
-constexpr int VECTOR = 8;                              // bf16 in 16 bytes
-constexpr int VECTOR_BYTES = VECTOR * sizeof(bf16);
+constexpr int VECTOR_BYTES = sizeof(Vector);
 constexpr int TILE_OUTPUTS = 16, TILE_ROWS = 8;
 
 __device__ void store(bf16* at, float value) { *at = __float2bfloat16(value); }

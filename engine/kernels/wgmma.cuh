@@ -34,15 +34,15 @@ __device__ void copy_tile(uint32_t to, const CUtensorMap* matrix, int column, in
       : "memory");
 }
 
-// Copies a box to the same place in all blocks of a cluster, and to the barrier of each. In a cluster of one block it is `copy_tile`.
-template <int CLUSTER>
-__device__ void copy_tile_to_all(uint32_t to, const CUtensorMap* matrix, int column, int line, uint32_t barrier) {
-  if constexpr (CLUSTER == 1) {
+// Copies a box to the same place in the COUNT blocks of a cluster that `blocks` has a bit for, and to the barrier of each. One block is the caller's.
+template <int COUNT>
+__device__ void copy_tile_to(uint32_t to, const CUtensorMap* matrix, int column, int line, uint32_t barrier, uint32_t blocks) {
+  if constexpr (COUNT == 1) {
     copy_tile(to, matrix, column, line, barrier);
   } else {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-        "l"(matrix), "r"(column), "r"(line), "r"(barrier), "h"(static_cast<uint16_t>((1 << CLUSTER) - 1))
+        "l"(matrix), "r"(column), "r"(line), "r"(barrier), "h"(static_cast<uint16_t>(blocks))
         : "memory");
   }
 }

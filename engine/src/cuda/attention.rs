@@ -214,8 +214,14 @@ impl Attention {
         unsafe { launch("baton_fa3_run", self.flash.fa3_run, &arguments, step.stream) }
     }
 
-    /// Runs one layer's attention for the decode rows.
-    pub(super) fn run_decode(&self, step: &Uploaded<'_>, heads: &Heads<'_>) -> Result<()> {
+    /// Runs one layer's attention for the decode rows. If `codes` and `scales` are not null, they get the results in FP8, and `heads.out` gets only some.
+    /// They have room for the decode rows.
+    pub(super) fn run_decode(
+        &self,
+        step: &Uploaded<'_>,
+        heads: &Heads<'_>,
+        (codes, scales): (*mut u8, *mut f32),
+    ) -> Result<()> {
         let (plan, part) = (step.plan(), &step.plan().decode);
         let pieces = plan.pieces();
         assert!(pieces <= self.pieces, "{pieces} pieces exceed the capacity of {}", self.pieces);
@@ -234,6 +240,8 @@ impl Attention {
             kv_pages: step.list(plan.pages(part)),
             last_page_tokens: step.list(plan.last_page_tokens()),
             out: heads.out.numbers(first, numbers),
+            codes,
+            scales,
             page_lines: self.kv_strides.page / line,
             head_lines: self.kv_strides.head / line,
             layer_lines: (heads.keys / line_bytes) as i64,

@@ -36,6 +36,9 @@ use crate::sampling::Sampling;
 /// Bytes of a bf16 number.
 const HALF: usize = 2;
 
+/// The addresses of codes and scales for a kernel that does not round its results.
+const NOT_ROUNDED: (*mut u8, *mut f32) = (std::ptr::null_mut(), std::ptr::null_mut());
+
 /// Rows whose logits are computed at a time for their scores.
 const SLICE_ROWS: usize = 128;
 
@@ -319,11 +322,15 @@ impl Forward {
         if let Some(plan) = prefill {
             self.attention.run_prefill(plan, step, &of_layer)?;
         }
-        if !step.plan().decode.rows.is_empty() {
-            self.attention.run_decode(step, &of_layer)?;
-        }
         let matrix = self.matrices.attention_output;
-        let x = Rows::Plain(attended);
+        let (rounded, x) = match prefill {
+            // The product rounds all rows together.
+            Some(_) => (NOT_ROUNDED, Rows::Plain(attended)),
+            None => (self.products.rounded(rows, matrix.inputs), self.products.rows(attended)),
+        };
+        if !step.plan().decode.rows.is_empty() {
+            self.attention.run_decode(step, &of_layer, rounded)?;
+        }
         self.products.multiply(x, &layer.attention_output, delta, rows, matrix, step.stream)
     }
 
@@ -395,8 +402,7 @@ impl Forward {
         let Activations { hidden, normed, .. } = &self.activations;
         let (rows, width) = (step.plan().rows, self.shape.hidden);
         let numbers = rows * width;
-        let none = (std::ptr::null_mut(), std::ptr::null_mut());
-        let (codes, scales) = if is_for_layer { self.products.rounded(rows, width) } else { none };
+        let (codes, scales) = if is_for_layer { self.products.rounded(rows, width) } else { NOT_ROUNDED };
         let arguments = AddRmsNorm {
             x: hidden.numbers(0, numbers),
             delta: delta.map_or(std::ptr::null(), |delta| delta.numbers::<bf16>(0, numbers).cast_const()),

@@ -239,8 +239,8 @@ arguments! {
         page_tokens: i32,
         head_dim: i32,
     }
-    /// Attention of a step's decode rows.
-    DecodeRun, 160 bytes {
+    /// Attention of a step's decode rows. With `codes` and `scales`, the results are also rounded to FP8 and written there, and `out` has only some of them.
+    DecodeRun, 176 bytes {
         partial_out: *mut bf16,
         partial_sums: *mut f32,
         piece_rows: *const i32,
@@ -253,6 +253,8 @@ arguments! {
         kv_pages: *const i32,
         last_page_tokens: *const i32,
         out: *mut bf16,
+        codes: *mut u8,
+        scales: *mut f32,
         page_lines: i64,
         head_lines: i64,
         layer_lines: i64,
