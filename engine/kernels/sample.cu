@@ -64,7 +64,7 @@ static_assert(sizeof(Settings) == 12 * sizeof(uint32_t));
 constexpr int32_t LATE = -2;
 
 // A number of tokens, and the sum of their units.
-struct Sums {
+struct alignas(16) Sums {
   uint64_t count;
   uint64_t units;
 };
@@ -77,22 +77,25 @@ constexpr int PARTS = 3;
 constexpr int PART_BITS = 15;
 static_assert((uint64_t{IDS_MAX} << PART_BITS) <= uint64_t{1} << 32);
 
-// Tokens and units by the values of one digit. There are two histograms: while other blocks read one, the next is computed.
+// Tokens and units of a block by the values of one digit.
 struct Histogram {
   uint32_t count[THREADS];
   uint32_t units[PARTS][THREADS];
 };
 
 struct Shared {
-  Histogram histograms[2];
+  Histogram histogram;
+  // The sums of all blocks by digit, the largest digit first.
+  Sums of_digits[THREADS];
   Sums warps[THREADS / WARP];
   uint64_t best_of_warp[THREADS / WARP];
   // The other blocks of the cluster read these two.
   uint64_t best;
   Sums above;
-  // The digit of the cut-off weight, and the sums of the larger digits.
+  // The digit of the cut-off weight, the sums of the larger digits, and whether all tokens with the digit may be drawn.
   uint32_t digit;
   Sums over_digit;
+  bool takes_all;
 };
 
 // The tokens that may be drawn: all with a larger weight, and the first `ties` tokens with this weight.
@@ -134,15 +137,18 @@ __device__ uint64_t draw(const Settings& how) {
 __device__ Sums scanned(Sums value, Shared& shared) {
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   for (int offset = 1; offset < WARP; offset *= 2) {
-    const Sums before = {__shfl_up_sync(~0u, value.count, offset), __shfl_up_sync(~0u, value.units, offset)};
-    if (lane >= offset) value = value + before;
+    const Sums lower = {__shfl_up_sync(~0u, value.count, offset), __shfl_up_sync(~0u, value.units, offset)};
+    if (lane >= offset) value = value + lower;
   }
   __syncthreads();
   if (lane == WARP - 1) shared.warps[warp] = value;
   __syncthreads();
-  Sums warps_before = {0, 0};
-  for (int i = 0; i < warp; i++) warps_before = warps_before + shared.warps[i];
-  return value + warps_before;
+  // Every warp sums up the sums of the warps before it.
+  Sums before = lane < warp ? shared.warps[lane] : Sums{0, 0};
+  for (int offset = 1; offset < WARP; offset *= 2) {
+    before = before + Sums{__shfl_xor_sync(~0u, before.count, offset), __shfl_xor_sync(~0u, before.units, offset)};
+  }
+  return value + before;
 }
 
 struct Row {
@@ -151,64 +157,80 @@ struct Row {
   // The block's weights and their number.
   const float* weights;
   int ids;
-  // The number of histograms so far.
-  int lists;
+  // The smallest weight that histograms count.
+  float least;
 
-  // Finds the limit of the first tokens, by weight and then by id, that reach `wanted` tokens or units in total. Stores their
-  // sums in `kept`. `wanted` is at least 1 and at most the total of all tokens. `own` is the histogram of the first digit.
-  __device__ Limit limit(bool by_units, uint64_t wanted, Sums own, Sums* kept) {
+  // Finds the limit of the first tokens, by weight and then by id, that reach `wanted` tokens, or units if BY_UNITS. `wanted` is at least 1 and at most the
+  // total of all counted tokens. `own` is the histogram of the first digit. The search ends at the digit with which all tokens may be drawn.
+  template <bool BY_UNITS>
+  __device__ Limit limit(uint64_t wanted, Sums own) {
     uint32_t leading = 0;
     Sums above = {0, 0};
     for (int digit = 0; digit < DIGITS; digit++) {
-      if (digit > 0) own = list(leading, (DIGITS - 1 - digit) * DIGIT_BITS);
+      if (digit > 0) own = list<BY_UNITS>(leading, (DIGITS - 1 - digit) * DIGIT_BITS);
       // Thread 0 has the largest digit, so the prefix sums start with the largest weights.
       const Sums sum = above + scanned(own, shared), before = sum - own;
-      const bool reached = (by_units ? sum.units : sum.count) >= wanted;
-      if (reached && (by_units ? before.units : before.count) < wanted) {
+      const bool reached = (BY_UNITS ? sum.units : sum.count) >= wanted;
+      if (reached && (BY_UNITS ? before.units : before.count) < wanted) {
         shared.digit = THREADS - 1 - threadIdx.x;
         shared.over_digit = before;
+        shared.takes_all = own.count == 1 || (!BY_UNITS && sum.count == wanted);
       }
       __syncthreads();
       leading = leading << DIGIT_BITS | shared.digit;
       above = shared.over_digit;
+      const bool takes_all = shared.takes_all;
       __syncthreads();
+      // The largest weight below those that are counted and have these leading digits.
+      if (takes_all) return {__uint_as_float(max(leading << (DIGITS - 1 - digit) * DIGIT_BITS, __float_as_uint(least)) - 1), 0};
     }
     const float weight = __uint_as_float(leading);
     const uint64_t each = units(weight);
-    const uint64_t ties = by_units ? (wanted - above.units + each - 1) / each : wanted - above.count;
-    *kept = {above.count + ties, above.units + ties * each};
-    return {weight, ties};
+    return {weight, BY_UNITS ? (wanted - above.units + each - 1) / each : wanted - above.count};
   }
 
   // The histogram of the whole row by the digit at `shift`, over the weights with the leading digits `leading`. Thread t returns
-  // the sums of digit THREADS - 1 - t.
+  // the sums of digit THREADS - 1 - t, without units unless WITH_UNITS.
+  template <bool WITH_UNITS>
   __device__ Sums list(uint32_t leading, int shift) {
-    Histogram& mine = shared.histograms[lists % 2];
+    constexpr int UNIT_PARTS = WITH_UNITS ? PARTS : 0;
+    Histogram& mine = shared.histogram;
     mine.count[threadIdx.x] = 0;
-    for (int part = 0; part < PARTS; part++) mine.units[part][threadIdx.x] = 0;
+    for (int part = 0; part < UNIT_PARTS; part++) mine.units[part][threadIdx.x] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < ids; i += THREADS) {
       const uint32_t bits = __float_as_uint(weights[i]);
-      if (bits == 0 || bits >> shift >> DIGIT_BITS != leading) continue;
+      if (bits == 0 || weights[i] < least || bits >> shift >> DIGIT_BITS != leading) continue;
       const uint32_t digit = bits >> shift & (THREADS - 1);
       atomicAdd(&mine.count[digit], 1);
       const uint64_t all = units(weights[i]);
-      for (int part = 0; part < PARTS; part++) {
+      for (int part = 0; part < UNIT_PARTS; part++) {
         atomicAdd(&mine.units[part][digit], static_cast<uint32_t>(all >> part * PART_BITS) & ((1u << PART_BITS) - 1));
       }
     }
-    // The histogram after the next one reuses this memory. By then all blocks have passed the next `sync`, so they have read
-    // this one.
     cluster.sync();
-    const int digit = THREADS - 1 - threadIdx.x;
-    Sums sum = {0, 0};
-    for (int block = 0; block < BLOCKS; block++) {
-      const Histogram* of_block = cluster.map_shared_rank(&mine, block);
-      sum.count += of_block->count[digit];
-      for (int part = 0; part < PARTS; part++) sum.units += uint64_t{of_block->units[part][digit]} << part * PART_BITS;
+    // A block adds up the digits of its share, and writes their sums to all blocks. A thread reads a digit of one block.
+    const int digit = cluster.block_rank() * (THREADS / BLOCKS) + threadIdx.x / BLOCKS, other = threadIdx.x % BLOCKS;
+    const Histogram* of_block = cluster.map_shared_rank(&mine, other);
+    Sums sum = {of_block->count[digit], 0};
+    for (int part = 0; part < UNIT_PARTS; part++) sum.units += uint64_t{of_block->units[part][digit]} << part * PART_BITS;
+    for (int offset = 1; offset < BLOCKS; offset *= 2) {
+      sum = sum + Sums{__shfl_xor_sync(~0u, sum.count, offset), __shfl_xor_sync(~0u, sum.units, offset)};
     }
-    lists++;
-    return sum;
+    cluster.map_shared_rank(shared.of_digits, other)[THREADS - 1 - digit] = sum;
+    cluster.sync();
+    return shared.of_digits[threadIdx.x];
+  }
+
+  // The sums over all digits of a histogram.
+  __device__ Sums total(Sums own) {
+    // The last thread has them.
+    const Sums all = scanned(own, shared);
+    if (threadIdx.x == THREADS - 1) shared.over_digit = all;
+    __syncthreads();
+    const Sums total = shared.over_digit;
+    __syncthreads();
+    return total;
   }
 };
 
@@ -303,26 +325,25 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2) sam
     for (int i = threadIdx.x; i < ids; i += THREADS) {
       const float logit = weights[i];
       const float weight = logit == most ? 1.f : exp_of(__fdiv_rn(__fsub_rn(logit, most), how.temperature));
-      weights[i] = allowed(i) && weight >= how.min_p && units(weight) > 0 ? weight : 0.f;
+      weights[i] = allowed(i) && weight >= how.min_p && weight >= 1.f / UNITS ? weight : 0.f;
     }
     __syncthreads();
-    Row of_row = {cluster, shared, weights, ids, 0};
+    Row of_row = {cluster, shared, weights, ids, 0.f};
     Limit limit = {0.f, 0};
-    Sums kept = {0, 0};
-    Sums of_digit = {0, 0};
-    if (how.top_k > 0 || how.top_p < 1.f) {
-      of_digit = of_row.list(0, (DIGITS - 1) * DIGIT_BITS);
-      // The last thread has the sums over all digits.
-      const Sums all = scanned(of_digit, shared);
-      if (threadIdx.x == THREADS - 1) shared.over_digit = all;
-      __syncthreads();
-      kept = shared.over_digit;
-      __syncthreads();
+    constexpr int SHIFT = (DIGITS - 1) * DIGIT_BITS;
+    if (how.top_k > 0) {
+      const Sums of_digit = of_row.list<false>(0, SHIFT);
+      const uint64_t count = of_row.total(of_digit).count;
+      if (how.top_k < count) limit = of_row.limit<false>(how.top_k, of_digit);
+      of_row.least = limit.weight;
     }
-    if (how.top_k > 0 && how.top_k < kept.count) limit = of_row.limit(false, how.top_k, of_digit, &kept);
-    if (how.top_p < 1.f && kept.units > 0) {
-      const uint64_t wanted = __umul64hi(__double2ull_rz(static_cast<double>(how.top_p) * 0x1p64), kept.units);
-      limit = of_row.limit(true, max(wanted, uint64_t{1}), of_digit, &kept);
+    if (how.top_p < 1.f) {
+      const Sums of_digit = of_row.list<true>(0, SHIFT), all = of_row.total(of_digit);
+      // Tokens with the limit's weight that may not be drawn.
+      const uint64_t over = limit.weight > 0.f ? all.count - how.top_k : 0;
+      const uint64_t kept = all.units - over * units(limit.weight);
+      const uint64_t wanted = __umul64hi(__double2ull_rz(static_cast<double>(how.top_p) * 0x1p64), kept);
+      if (kept > 0) limit = of_row.limit<true>(max(wanted, uint64_t{1}), of_digit);
     }
 
     // Each thread has an odd number of consecutive ids, so the threads of a warp read from different banks.
@@ -331,8 +352,9 @@ __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 2) sam
     const uint64_t each = units(limit.weight);
     Sums own = {0, 0};
     for (int i = begin; i < end; i++) {
+      if (weights[i] < limit.weight || weights[i] == 0.f) continue;
       if (weights[i] > limit.weight) own.units += units(weights[i]);
-      if (weights[i] == limit.weight) own.count++;
+      else own.count++;
     }
     // Here `count` counts the tokens with the limit's weight. The first of them may be drawn.
     const Sums upto = scanned(own, shared);
