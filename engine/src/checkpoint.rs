@@ -52,7 +52,7 @@ impl Checkpoint {
         let files = checkpoint.fingerprint(config.digests.as_deref(), &|| progress(0, 1))?;
         let keeps_codes = checkpoint.keeps_codes(config.quantization);
         checkpoint.info.fingerprint = config.fingerprint(files, keeps_codes);
-        checkpoint.log_fp8();
+        checkpoint.log_fp8(config);
         Ok(checkpoint)
     }
 

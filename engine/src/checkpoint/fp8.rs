@@ -1,10 +1,10 @@
-//! The FP8 weights of a checkpoint: which of them keep their codes.
+//! The FP8 weights of a checkpoint: which of them keep their codes, and what the log says about them.
 
 #[cfg(any(test, feature = "cuda"))]
 use crate::dequantise::floats;
 use crate::error::OpenError;
-use crate::model::Quantization;
 use crate::model::tensors::TensorRow;
+use crate::model::{EngineConfig, KvCacheDtype, Quantization};
 use crate::quantised::OutputCodes;
 
 use super::{Checkpoint, CheckpointFiles, FolderTensors};
@@ -68,9 +68,19 @@ impl Checkpoint {
         Ok(Some(stacked))
     }
 
-    /// Logs which scales are unused.
-    pub(super) fn log_fp8(&self) {
+    /// Logs what becomes of the FP8 weights of the layers, and which scales are unused.
+    pub(super) fn log_fp8(&self, config: &EngineConfig) {
         let Some(tensors) = self.folder() else { return };
+        let fp8 = self.tensors.iter().filter(|row| row.is_quantised() && tensors.is_fp8(row));
+        let (kept, changed): (Vec<_>, Vec<_>) =
+            fp8.partition(|row| self.keeps_codes_of(row, config.quantization));
+        if !kept.is_empty() {
+            tracing::info!(matrices = kept.len(), "codes and scales of FP8 weights are used as they are");
+        }
+        if !changed.is_empty() {
+            let can_keep = changed.iter().any(|row| self.keeps_codes_of(row, Quantization::Fp8));
+            log_changed(changed.len(), config.quantization, can_keep);
+        }
         let unused = tensors.unused_scales();
         if unused.inputs + unused.cache > 0 {
             tracing::info!(
@@ -79,6 +89,31 @@ impl Checkpoint {
                 "scales of activations and of the KV cache are ignored"
             );
         }
+        if unused.cache > 0 && config.kv_dtype == KvCacheDtype::Fp8 {
+            tracing::warn!(
+                kv_scales = unused.cache,
+                "KV pages in FP8 have the scale 1 instead of the checkpoint's scales: set engine.kv_dtype to auto if answers are worse"
+            );
+        }
+    }
+}
+
+/// Logs what becomes of FP8 weights whose codes are not used as they are. `can_keep` says whether they would be with [`Quantization::Fp8`].
+fn log_changed(matrices: usize, quantization: Quantization, can_keep: bool) {
+    match (quantization, can_keep) {
+        (Quantization::None, true) => tracing::info!(
+            matrices,
+            "FP8 weights become bf16: set engine.quantization to fp8 to compute with their codes and scales"
+        ),
+        (Quantization::None, false) => tracing::info!(matrices, "FP8 weights become bf16"),
+        (_, true) => tracing::warn!(
+            matrices,
+            "FP8 weights are rounded again, to scales that are powers of two: set engine.quantization to fp8 to compute with their codes and scales"
+        ),
+        (_, false) => tracing::warn!(
+            matrices,
+            "FP8 weights with scales for blocks are rounded again, to scales for outputs: set engine.quantization to none to compute with them in bf16"
+        ),
     }
 }
 

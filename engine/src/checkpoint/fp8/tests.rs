@@ -6,9 +6,9 @@ use half::bf16;
 use serde_json::json;
 
 use super::*;
+use crate::LoadFormat;
 use crate::model::tensors::TensorRole::{self, AttentionOutput, Down, Gate, Key, Query, Up, Value};
 use crate::testing::Random;
-use crate::{EngineConfig, LoadFormat};
 
 /// The inputs of all matrices.
 const INPUTS: usize = 8;
