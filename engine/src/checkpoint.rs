@@ -7,6 +7,7 @@ mod digests;
 mod files;
 mod folder;
 mod folder_tensors;
+mod fp8;
 mod header;
 
 use std::collections::HashSet;
@@ -49,7 +50,9 @@ impl Checkpoint {
     pub(crate) fn open(config: &EngineConfig, progress: Progress<'_>) -> Result<Self, OpenError> {
         let mut checkpoint = Self::open_headers(&config.model, config.load_format)?;
         let files = checkpoint.fingerprint(config.digests.as_deref(), &|| progress(0, 1))?;
-        checkpoint.info.fingerprint = config.fingerprint(files);
+        let keeps_codes = checkpoint.keeps_codes(config.quantization);
+        checkpoint.info.fingerprint = config.fingerprint(files, keeps_codes);
+        checkpoint.log_fp8(config);
         Ok(checkpoint)
     }
 
@@ -179,11 +182,16 @@ impl Checkpoint {
                 });
             }
         };
+        Ok(self.in_pairs(row, bytes))
+    }
+
+    /// The bytes of a tensor, of which each of its rows has as many, with rows that RoPE rotates together adjacent.
+    fn in_pairs(&self, row: &TensorRow, bytes: Vec<u8>) -> Vec<u8> {
         let rows = row.dimensions.last().copied().unwrap_or_default();
-        Ok(match self.order {
+        match self.order {
             RowOrder::Halves if row.rotated => interleave(&bytes, rows, self.spec.attention.head_dim),
             _ => bytes,
-        })
+        }
     }
 }
 

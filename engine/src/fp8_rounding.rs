@@ -1,6 +1,6 @@
-//! FP8 weights: e4m3 numbers with a power of two for each output. FP8 rows: e4m3 numbers with a scale for each row.
+//! Rounding to FP8 weights: e4m3 numbers with a power of two for each output. Rounding to FP8 rows: e4m3 numbers with a scale for each row.
 //!
-//! A weight is `code × 2^exponent`, with the exponent of its output (its row of the matrix). The exponent is the smallest one with which the
+//! A rounded weight is `code × 2^exponent`, with the exponent of its output (its row of the matrix). The exponent is the smallest one with which the
 //! output's largest weight is at most 448, the largest e4m3 number. Such a weight is exact in bf16, so every backend computes with the
 //! same numbers. Exponents end at 7, so weights beyond ±57,344, which no model has, become that. `kernels/fp8.cu` has the same rule.
 //!
@@ -15,9 +15,17 @@ const EXPONENTS: std::ops::RangeInclusive<i32> = -100..=7;
 
 /// Rounds the weights of one output to the numbers that FP8 weights have.
 pub(crate) fn round_output(weights: &mut [f32]) {
-    weights.iter_mut().for_each(|weight| *weight = bf16::from_f32(*weight).to_f32());
-    let scale = power_of_two(exponent(weights));
-    weights.iter_mut().for_each(|weight| *weight = value(encode(*weight / scale)) * scale);
+    let mut codes = Vec::with_capacity(weights.len());
+    let scale = encode_output(weights, &mut codes);
+    weights.iter_mut().zip(codes).for_each(|(weight, code)| *weight = value(code) * scale);
+}
+
+/// Rounds the weights of one output, and adds their codes to `codes`. Returns the scale of the output.
+pub(crate) fn encode_output(weights: &[f32], codes: &mut Vec<u8>) -> f32 {
+    let weights: Vec<f32> = weights.iter().map(|weight| bf16::from_f32(*weight).to_f32()).collect();
+    let scale = power_of_two(exponent(&weights));
+    codes.extend(weights.iter().map(|weight| encode(weight / scale)));
+    scale
 }
 
 /// Rounds a row to the numbers that FP8 rows have.

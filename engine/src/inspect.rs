@@ -76,7 +76,8 @@ impl InspectedModel {
     /// # Errors
     /// A file cannot be read, or has another checksum than its `.sha256` file says.
     pub fn fingerprint(&self) -> Result<[u8; 32], OpenError> {
-        Ok(self.config.fingerprint(self.checkpoint.fingerprint(self.config.digests.as_deref(), &|| ())?))
+        let files = self.checkpoint.fingerprint(self.config.digests.as_deref(), &|| ())?;
+        Ok(self.config.fingerprint(files, self.checkpoint.keeps_codes(self.config.quantization)))
     }
 }
 

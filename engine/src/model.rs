@@ -70,8 +70,9 @@ pub enum Quantization {
     /// The matrices of the layers become e4m3 numbers with a power of two for each output. Embedding, output matrix and norms stay. Activations are not
     /// rounded. On a GPU the matrices take one byte a weight.
     Fp8Weights,
-    /// The matrices of the layers are those of [`Fp8Weights`](Self::Fp8Weights). The rows that they multiply become e4m3 numbers too, with a scale for
-    /// each row. On a GPU prompts and large steps take less time than in bf16.
+    /// The matrices of the layers are those of [`Fp8Weights`](Self::Fp8Weights), but matrices that a checkpoint has in FP8 with scales for outputs or for
+    /// the whole matrix keep their codes and scales. The rows that the matrices multiply become e4m3 numbers too, with a scale for each row. On a GPU
+    /// prompts and large steps take less time than in bf16.
     Fp8,
 }
 
@@ -79,6 +80,12 @@ impl Quantization {
     /// Whether the matrices of the layers are rounded.
     pub(crate) fn rounds_weights(self) -> bool {
         self != Self::None
+    }
+
+    /// Whether matrices of the layers that a checkpoint has in FP8 keep their codes and scales, if all weights of an output share a scale. Products of
+    /// rows in bf16 need scales that are powers of two, so that the result does not depend on the number of rows.
+    pub(crate) fn keeps_codes(self) -> bool {
+        self == Self::Fp8
     }
 
     /// Whether the rows that the matrices of the layers multiply are rounded.
@@ -112,8 +119,9 @@ pub enum LoadFormat {
 }
 
 impl EngineConfig {
-    /// The fingerprint of the loaded weights, made from that of the model's files. It covers the seed of random weights, and the rounding.
-    pub(crate) fn fingerprint(&self, files: [u8; 32]) -> [u8; 32] {
+    /// The fingerprint of the loaded weights, made from that of the model's files. It covers the seed of random weights, the rounding, and whether
+    /// the engine uses codes of the checkpoint as they are.
+    pub(crate) fn fingerprint(&self, files: [u8; 32], keeps_codes: bool) -> [u8; 32] {
         let with = |before: [u8; 32], more: &[u8]| {
             Sha256::new().chain_update(before).chain_update(more).finalize().into()
         };
@@ -124,6 +132,10 @@ impl EngineConfig {
         match self.quantization {
             Quantization::None => loaded,
             Quantization::Fp8Weights => with(loaded, b"e4m3 weights with a power of two for each output"),
+            Quantization::Fp8 if keeps_codes => with(
+                loaded,
+                b"e4m3 weights with the scales of the checkpoint, or else with a power of two for each output, e4m3 rows with a scale for each row",
+            ),
             Quantization::Fp8 => with(
                 loaded,
                 b"e4m3 weights with a power of two for each output, e4m3 rows with a scale for each row",

@@ -1,12 +1,15 @@
 //! Weights in FP8: which tensors are E4M3 with which scales, and their numbers.
 //!
-//! A weight is `bf16(e4m3 × scale)`, with the product in f32. Activations are not quantised. The decisions are pure: names and shapes of tensors
-//! in, an [`Fp8Matrix`] out. Readers get bf16 ([`Fp8Matrix::to_bf16`]).
+//! The decisions are pure: names and shapes of tensors in, an [`Fp8Matrix`] out. Readers get bf16 ([`Fp8Matrix::to_bf16`]): a weight is
+//! `bf16(e4m3 × scale)`, with the product in f32. If all weights of an output share a scale, readers can also get the codes as they are
+//! ([`Fp8Matrix::to_output_codes`]).
 
 mod companion;
+mod output_codes;
 mod scheme;
 
 pub(crate) use companion::Companion;
+pub(crate) use output_codes::OutputCodes;
 pub(crate) use scheme::Fp8Scheme;
 
 use crate::dequantise::floats;
@@ -102,6 +105,18 @@ impl Fp8Matrix {
             )),
             None => Ok(Fp8Numbers { codes, scales }),
         }
+    }
+
+    /// Whether all weights of an output share a scale: there is one for each output, for some outputs, or for the whole matrix.
+    pub(crate) fn has_output_scales(&self) -> bool {
+        self.block[1] >= self.inputs
+    }
+
+    /// The codes as they are, and the scale of each output. `None` unless all weights of an output share a scale.
+    pub(crate) fn to_output_codes(&self, numbers: Fp8Numbers) -> Option<OutputCodes> {
+        let scale = |output: usize| numbers.scales[output / self.block[0]];
+        let scales = self.has_output_scales().then(|| (0..self.outputs).map(scale).collect())?;
+        Some(OutputCodes { codes: numbers.codes, scales })
     }
 
     /// The weights in bf16, as bytes.

@@ -51,6 +51,11 @@ def engine(suite):
         for name, error, rows in lines_like(r"^(\S+) +\d+ +([\d.]+) +\d+/\d+ +(\d+) +\d+$", in_fp8):
             suite.add(f"{name} with {what}: logits' RMS error against the CPU engine", float(error), bound)
             suite.add(f"{name} with {what}: rows with bit-identical logits alone and in a batch, all of", int(rows))
+    # The last output is that of `fp8`.
+    kept = r"^codes and scales of a checkpoint .*: error ([\d.]+), (\d+) rows alone = in company$"
+    for error, rows in lines_like(kept, in_fp8):
+        suite.add("a checkpoint's codes and scales: logits' RMS error against the CPU engine", float(error), bound)
+        suite.add("a checkpoint's codes and scales: rows with bit-identical logits alone and in a batch, all of", int(rows))
     fp8_pages(suite)
     rows = int(re.search(r"^(\d+) rows have the same logits", said, re.M)[1])
     suite.add("large model: rows with bit-identical logits alone and in a batch, all of", rows)

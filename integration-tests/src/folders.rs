@@ -55,23 +55,27 @@ impl Drop for Folder {
     }
 }
 
-/// A number between -1 and 1, equal to that of `numbers` in `make_models.py`.
-pub(crate) fn number(name: &str, index: u64) -> f32 {
+/// The seed of the numbers of a name.
+pub(crate) fn seed(name: &str) -> u64 {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv)
+}
+
+/// A number between -1 and 1, equal to that of `numbers` in `make_models.py`.
+pub(crate) fn number(seed: u64, index: u64) -> f32 {
     (mix(seed.wrapping_add((index + 1).wrapping_mul(STEP))) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
 }
 
 /// The numbers of a tensor, equal to those of `tensor` in `make_models.py` before they are stored.
 pub(crate) fn numbers(salt: &str, name: &str, shape: &[u64]) -> Vec<f32> {
-    let salted = format!("{salt}/{name}");
+    let seed = seed(&format!("{salt}/{name}"));
     let (mean, scale) = match shape {
         _ if name.ends_with(".bias") => (0.0, 0.5),
         _ if name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight") => (1.0, 0.5),
         [_] => (1.0, 0.125),
         _ => (0.0, 2f32.powi(1 - shape[1].ilog2() as i32 / 2)),
     };
-    (0..shape.iter().product()).map(|index| mean + number(&salted, index) * scale).collect()
+    (0..shape.iter().product()).map(|index| mean + number(seed, index) * scale).collect()
 }
 
 /// The number that a file in `dtype` has for `value`.
@@ -146,6 +150,12 @@ fn safetensors(entries: &[(String, Vec<u64>)], salt: &str, dtype: &str) -> Resul
 }
 
 impl SmallModel {
+    /// A model that is in no fixture.
+    pub(crate) fn without_answer(name: &str, config: Value, prompt: Vec<u32>) -> Self {
+        let (dtype, salt) = ("BF16".to_owned(), name.to_owned());
+        Self { name: name.to_owned(), config, prompt, ids: Vec::new(), dtype, shards: 1, salt }
+    }
+
     /// An empty folder.
     pub(crate) fn folder(&self, purpose: &str) -> Result<Folder> {
         let name = format!("baton-{purpose}-{}-{}", std::process::id(), self.name);

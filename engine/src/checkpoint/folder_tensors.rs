@@ -1,4 +1,4 @@
-//! The tensors of a Hugging Face folder: floats as they are stored, and FP8 weights with their scales as bf16.
+//! The tensors of a Hugging Face folder: floats as they are stored, and FP8 weights with their scales as bf16 or as codes.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::error::OpenError;
 use crate::gguf::TensorType;
 use crate::model::tensors::TensorRow;
-use crate::quantised::{Companion, Fp8Matrix, Fp8Scheme, without_scheme};
+use crate::quantised::{Companion, Fp8Matrix, Fp8Numbers, Fp8Scheme, OutputCodes, without_scheme};
 use crate::safetensors::{Safetensors, SafetensorsError, StoredType};
 
 /// The open files of a folder, and how its weights are quantised.
@@ -17,6 +17,16 @@ pub(super) struct FolderTensors {
     files: Safetensors,
     /// `None` if `config.json` has no `quantization_config`.
     scheme: Option<Fp8Scheme>,
+    unused: UnusedScales,
+}
+
+/// How many scales of a folder are unused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct UnusedScales {
+    /// Of the rows that matrices multiply. Baton computes these scales for each row.
+    pub(super) inputs: usize,
+    /// Of queries, keys and values.
+    pub(super) cache: usize,
 }
 
 impl FolderTensors {
@@ -29,13 +39,13 @@ impl FolderTensors {
         let scheme = quantization.map(Fp8Scheme::of).transpose().map_err(unsupported)?;
         let files = Safetensors::open(path)
             .map_err(|error| OpenError::Safetensors { path: path.to_owned(), error })?;
-        let folder = Self { path: path.to_owned(), files, scheme };
-        folder.check().map_err(unsupported)?;
-        Ok(folder)
+        let folder = Self { path: path.to_owned(), files, scheme, unused: UnusedScales::default() };
+        let unused = folder.check().map_err(unsupported)?;
+        Ok(Self { unused, ..folder })
     }
 
-    /// Checks the types of all tensors, and logs which scales are unused.
-    fn check(&self) -> Result<(), String> {
+    /// Checks the types of all tensors, and counts the unused scales.
+    fn check(&self) -> Result<UnusedScales, String> {
         let mut names: Vec<&str> = self.files.names().collect();
         names.sort_unstable();
         for name in &names {
@@ -48,7 +58,7 @@ impl FolderTensors {
                 return Err(without_scheme(name));
             }
         }
-        let (mut inputs, mut cache) = (0, 0);
+        let mut unused = UnusedScales::default();
         for name in names {
             match self.companion(name) {
                 Some(Companion::Scales(weight)) if self.kind_of(&weight) != Some(&StoredType::E4M3) => {
@@ -57,19 +67,17 @@ impl FolderTensors {
                         "it has scales {name}, but {weight} is {kind} and not F8_E4M3; use an unquantised checkpoint of the model, or one in FP8"
                     ));
                 }
-                Some(Companion::Inputs) => inputs += 1,
-                Some(Companion::Cache) => cache += 1,
+                Some(Companion::Inputs) => unused.inputs += 1,
+                Some(Companion::Cache) => unused.cache += 1,
                 Some(Companion::Scales(_)) | None => {}
             }
         }
-        if inputs + cache > 0 {
-            tracing::info!(
-                input_scales = inputs,
-                kv_scales = cache,
-                "scales of activations and of the KV cache are ignored: only the weights are in FP8"
-            );
-        }
-        Ok(())
+        Ok(unused)
+    }
+
+    /// How many scales are unused.
+    pub(super) fn unused_scales(&self) -> UnusedScales {
+        self.unused
     }
 
     fn kind_of(&self, name: &str) -> Option<&StoredType> {
@@ -134,15 +142,43 @@ impl FolderTensors {
 
     /// The bytes of a tensor, in the type that [`kind`](Self::kind) returns.
     pub(super) fn read(&self, row: &TensorRow) -> Result<Vec<u8>, OpenError> {
-        let bytes = |name: &str| self.files.read(name).map_err(|error| self.failed(error));
-        let name = &row.hugging_face;
-        if self.kind_of(name) != Some(&StoredType::E4M3) {
-            return bytes(name);
+        if !self.is_fp8(row) {
+            return self.bytes(&row.hugging_face);
         }
+        let (matrix, numbers) = self.fp8(row)?;
+        Ok(matrix.to_bf16(&numbers))
+    }
+
+    /// True if a tensor is in FP8.
+    pub(super) fn is_fp8(&self, row: &TensorRow) -> bool {
+        self.kind_of(&row.hugging_face) == Some(&StoredType::E4M3)
+    }
+
+    /// True if [`output_codes`](Self::output_codes) returns codes for a tensor whose [`kind`](Self::kind) is supported.
+    pub(super) fn has_output_codes(&self, row: &TensorRow) -> bool {
+        self.is_fp8(row) && self.matrix(row).is_ok_and(|matrix| matrix.has_output_scales())
+    }
+
+    /// The codes of a tensor in FP8 whose scales are for outputs or for the whole tensor. `None` for other tensors.
+    pub(super) fn output_codes(&self, row: &TensorRow) -> Result<Option<OutputCodes>, OpenError> {
+        if !self.has_output_codes(row) {
+            return Ok(None);
+        }
+        let (matrix, numbers) = self.fp8(row)?;
+        Ok(matrix.to_output_codes(numbers))
+    }
+
+    /// The numbers of a tensor in FP8.
+    fn fp8(&self, row: &TensorRow) -> Result<(Fp8Matrix, Fp8Numbers), OpenError> {
         let unsupported = |what| OpenError::UnsupportedModel { path: self.path.clone(), what };
         let matrix = self.matrix(row).map_err(unsupported)?;
-        let numbers = matrix.numbers(bytes(name)?, &bytes(&matrix.scales)?).map_err(unsupported)?;
-        Ok(matrix.to_bf16(&numbers))
+        let (codes, scales) = (self.bytes(&row.hugging_face)?, self.bytes(&matrix.scales)?);
+        let numbers = matrix.numbers(codes, &scales).map_err(unsupported)?;
+        Ok((matrix, numbers))
+    }
+
+    fn bytes(&self, name: &str) -> Result<Vec<u8>, OpenError> {
+        self.files.read(name).map_err(|error| self.failed(error))
     }
 
     fn failed(&self, error: SafetensorsError) -> OpenError {

@@ -73,10 +73,9 @@ impl Linear {
         Self { outputs, inputs, panels, bias: None }
     }
 
-    /// Rounds the weights as FP8 has them, and stores them as floats.
-    fn rounded(arena: &Arc<Arena>, mut floats: Vec<f32>, outputs: usize, inputs: usize) -> Self {
-        floats.chunks_exact_mut(inputs).for_each(round_output);
-        Self { outputs, inputs, panels: Panels::F32(repack_f32(arena, &floats, outputs, inputs)), bias: None }
+    /// Stores weights as floats.
+    fn of_floats(arena: &Arc<Arena>, floats: &[f32], outputs: usize, inputs: usize) -> Self {
+        Self { outputs, inputs, panels: Panels::F32(repack_f32(arena, floats, outputs, inputs)), bias: None }
     }
 }
 
@@ -190,6 +189,46 @@ impl Weights {
     }
 }
 
+/// Whether a tensor becomes FP8.
+fn rounds(row: &TensorRow, quantization: Quantization) -> bool {
+    quantization.rounds_weights() && row.is_quantised()
+}
+
+/// The numbers of a tensor.
+enum Contents {
+    /// As a checkpoint stores them.
+    Stored(TensorType, Vec<u8>),
+    Floats(Vec<f32>),
+}
+
+impl Contents {
+    /// The numbers that the engine computes with.
+    fn of(
+        checkpoint: &Checkpoint,
+        row: &TensorRow,
+        kind: TensorType,
+        quantization: Quantization,
+    ) -> Result<Self, OpenError> {
+        if let Some(kept) = checkpoint.kept_codes(row, quantization)? {
+            return Ok(Self::Floats(kept.to_floats()));
+        }
+        let bytes = checkpoint.read(row)?;
+        if !rounds(row, quantization) {
+            return Ok(Self::Stored(kind, bytes));
+        }
+        let mut floats = floats(kind, &bytes);
+        floats.chunks_exact_mut(row.dimensions[0]).for_each(round_output);
+        Ok(Self::Floats(floats))
+    }
+
+    fn into_floats(self) -> Vec<f32> {
+        match self {
+            Self::Stored(kind, bytes) => floats(kind, &bytes),
+            Self::Floats(floats) => floats,
+        }
+    }
+}
+
 /// The tensors that are loaded and not yet taken, by layer and role.
 #[derive(Default)]
 struct Loaded {
@@ -206,7 +245,7 @@ impl Loaded {
     ) -> Result<Self, OpenError> {
         let rows = &checkpoint.tensors;
         let kinds = rows.iter().map(|row| checkpoint.require(row)).collect::<Result<Vec<_>, _>>()?;
-        let rounds = |row: &TensorRow| quantization.rounds_weights() && row.is_quantised();
+        let rounds = |row: &TensorRow| rounds(row, quantization);
         let arena = Arena::new(rows.iter().zip(&kinds).filter_map(|(row, kind)| {
             let [inputs, outputs] = row.dimensions[..] else { return None };
             Some(panel_bytes(*kind, rounds(row), outputs, inputs))
@@ -216,9 +255,9 @@ impl Loaded {
         threads
             .run(rows.len(), Claim::One, &|unit, _| {
                 let row = &rows[unit];
-                match checkpoint.read(row) {
-                    Ok(bytes) => {
-                        Self::add(&loaded, &arena, row, (kinds[unit], rounds(row)), &bytes);
+                match Contents::of(checkpoint, row, kinds[unit], quantization) {
+                    Ok(contents) => {
+                        Self::add(&loaded, &arena, row, contents);
                         let numbers = row.elements() as u64;
                         progress(done.fetch_add(numbers, Ordering::Relaxed) + numbers, total);
                     }
@@ -232,24 +271,17 @@ impl Loaded {
         }
     }
 
-    fn add(
-        loaded: &Mutex<Self>,
-        arena: &Arc<Arena>,
-        row: &TensorRow,
-        (kind, rounded): (TensorType, bool),
-        bytes: &[u8],
-    ) {
+    fn add(loaded: &Mutex<Self>, arena: &Arc<Arena>, row: &TensorRow, contents: Contents) {
         let key = (row.layer, row.role);
         // The conversion runs without the lock.
         if let [inputs, outputs] = row.dimensions[..] {
-            let matrix = if rounded {
-                Linear::rounded(arena, floats(kind, bytes), outputs, inputs)
-            } else {
-                Linear::repack(arena, kind, bytes, outputs, inputs)
+            let matrix = match contents {
+                Contents::Floats(floats) => Linear::of_floats(arena, &floats, outputs, inputs),
+                Contents::Stored(kind, bytes) => Linear::repack(arena, kind, &bytes, outputs, inputs),
             };
             loaded.lock().expect("no panic under this lock").matrices.insert(key, matrix);
         } else {
-            let vector = floats(kind, bytes);
+            let vector = contents.into_floats();
             loaded.lock().expect("no panic under this lock").vectors.insert(key, vector);
         }
     }

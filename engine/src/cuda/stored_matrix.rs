@@ -2,10 +2,11 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 
 use half::bf16;
 
-use super::device::{Buffer, Result, Stream};
+use super::device::{Buffer, CudaDevice, Result, Stream};
 use super::kernels::{
     baton_dequantise_rows, baton_fp8_products_max, baton_quantise_rows, baton_row_products_max, launch,
 };
@@ -25,7 +26,7 @@ pub(super) enum StoredMatrix {
 pub(super) struct RoundedMatrix {
     /// `[outputs][inputs / 4]`, with four codes each.
     words: Buffer,
-    /// The power of two of each output.
+    /// The scale of each output: a power of two if the engine has rounded the weights.
     scales: Buffer,
 }
 
@@ -99,6 +100,11 @@ impl StoredMatrix {
 }
 
 impl RoundedMatrix {
+    /// A matrix of [`StoredMatrix::Fp8`] with these codes, one after the other for each output, and these scales of outputs.
+    pub(super) fn plain(device: &Arc<CudaDevice>, codes: &[u8], scales: &[f32]) -> Result<Self> {
+        Ok(Self { words: Buffer::of(device, codes)?, scales: Buffer::of(device, scales)? })
+    }
+
     /// Rounds a matrix in bf16. The codes of an output are one after the other if `is_plain`. Waits for the kernel.
     ///
     /// # Panics

@@ -22,6 +22,7 @@ use crate::model::tensors::TensorRole::{
     QueryBias, QueryNorm,
 };
 use crate::model::tensors::TensorRow;
+use crate::quantised::OutputCodes;
 
 /// Half the width of the uniform distribution of random weights. Its standard deviation is 0.02.
 const RANDOM_SCALE: f32 = 0.034_641_016;
@@ -84,7 +85,7 @@ impl Weights {
         let stacks: Vec<Stack<'_>> = stacks(checkpoint).collect();
         let (total, mut done) = (checkpoint.info().parameters, 0);
         let (next, mut made) = (AtomicUsize::new(0), Made::new());
-        let converters = converters(&stacks);
+        let (converters, quantization) = (converters(&stacks), loader.quantization);
         thread::scope(|scope| {
             // A converter waits until its stack is taken.
             let (sender, converted) = mpsc::sync_channel(0);
@@ -92,20 +93,19 @@ impl Weights {
                 let (sender, stacks, next) = (sender.clone(), &stacks, &next);
                 scope.spawn(move || {
                     while let Some(stack) = stacks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let contents = Contents::of(checkpoint, stack, quantization);
                         // After an error, the receiver is gone.
-                        if sender.send((*stack, numbers(checkpoint, stack))).is_err() {
+                        if sender.send((*stack, contents)).is_err() {
                             return;
                         }
                     }
                 });
             }
             drop(sender);
-            for (stack, numbers) in converted {
-                let numbers = numbers?;
-                let stored = Buffer::of(loader.stream.device(), &numbers)
-                    .and_then(|numbers| loader.store(stack, numbers));
+            for (stack, contents) in converted {
+                let stored = loader.store_contents(stack, &contents?);
                 made.insert(name(stack), stored.map_err(OpenError::Cuda)?);
-                done += numbers.len() as u64;
+                done += elements(stack) as u64;
                 progress(done, total);
             }
             Ok::<(), OpenError>(())
@@ -119,7 +119,7 @@ impl Weights {
         let (stream, device) = (loader.stream, loader.stream.device());
         let (mut next, mut made) = (seed, Made::new());
         for stack in stacks(checkpoint) {
-            let count = stack.iter().map(TensorRow::elements).sum();
+            let count = elements(stack);
             let buffer = if stack[0].is_norm() {
                 Buffer::of(device, &vec![bf16::ONE; count])?
             } else {
@@ -157,13 +157,23 @@ pub(super) struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// Stores a stack.
+    fn store_contents(&self, stack: Stack<'_>, contents: &Contents) -> Result<StoredMatrix> {
+        match contents {
+            Contents::Bf16(numbers) => self.store(stack, Buffer::of(self.stream.device(), numbers)?),
+            Contents::Codes(kept) => {
+                Ok(StoredMatrix::Fp8(RoundedMatrix::plain(self.stream.device(), &kept.codes, &kept.scales)?))
+            }
+        }
+    }
+
     /// Stores a stack whose numbers are on the device. At most one matrix is in device memory in both formats.
     fn store(&self, stack: Stack<'_>, numbers: Buffer) -> Result<StoredMatrix> {
         let [inputs, _] = stack[0].dimensions[..] else { return Ok(StoredMatrix::Bf16(numbers)) };
         if !(self.quantization.rounds_weights() && stack[0].is_quantised()) {
             return Ok(StoredMatrix::Bf16(numbers));
         }
-        let outputs = stack.iter().map(TensorRow::elements).sum::<usize>() / inputs;
+        let outputs = elements(stack) / inputs;
         let is_plain = self.quantization.rounds_rows();
         let rounded = RoundedMatrix::of(&numbers, (outputs, inputs), is_plain, self.stream)?;
         Ok(if is_plain { StoredMatrix::Fp8(rounded) } else { StoredMatrix::Fp8Weights(rounded) })
@@ -181,8 +191,8 @@ type Made = HashMap<StackName, StoredMatrix>;
 
 /// How many threads convert weights.
 fn converters(stacks: &[Stack<'_>]) -> usize {
-    let elements = |stack: &Stack<'_>| stack.iter().map(TensorRow::elements).sum::<usize>();
-    let largest = stacks.iter().filter(|stack| stack[0].layer.is_some()).map(elements).max().unwrap_or(1);
+    let of_layers = stacks.iter().filter(|stack| stack[0].layer.is_some());
+    let largest = of_layers.map(|stack| elements(stack)).max().unwrap_or(1);
     let fit = CONVERTING_BYTES_MAX / (CONVERTING_BYTES * largest);
     thread::available_parallelism().map_or(1, usize::from).min(CONVERTERS_MAX).min(fit).max(1)
 }
@@ -196,13 +206,36 @@ fn name(stack: Stack<'_>) -> StackName {
     (stack[0].layer, stack[0].stack)
 }
 
-/// The numbers of a stack, rounded to bf16.
-fn numbers(checkpoint: &Checkpoint, stack: Stack<'_>) -> std::result::Result<Vec<bf16>, OpenError> {
-    let mut numbers = Vec::with_capacity(stack.iter().map(TensorRow::elements).sum());
-    for row in stack {
-        extend(&mut numbers, checkpoint.require(row)?, &checkpoint.read(row)?);
+/// The numbers in a stack.
+fn elements(stack: Stack<'_>) -> usize {
+    stack.iter().map(TensorRow::elements).sum()
+}
+
+/// The numbers of a stack, on the host.
+enum Contents {
+    /// Rounded to bf16.
+    Bf16(Vec<bf16>),
+    /// FP8 weights for products with rows in FP8.
+    Codes(OutputCodes),
+}
+
+impl Contents {
+    fn of(
+        checkpoint: &Checkpoint,
+        stack: Stack<'_>,
+        quantization: Quantization,
+    ) -> std::result::Result<Self, OpenError> {
+        let kinds =
+            stack.iter().map(|row| checkpoint.require(row)).collect::<std::result::Result<Vec<_>, _>>()?;
+        if let Some(codes) = checkpoint.stacked_codes(stack, quantization)? {
+            return Ok(Self::Codes(codes));
+        }
+        let mut numbers = Vec::with_capacity(elements(stack));
+        for (row, kind) in stack.iter().zip(kinds) {
+            extend(&mut numbers, kind, &checkpoint.read(row)?);
+        }
+        Ok(Self::Bf16(numbers))
     }
-    Ok(numbers)
 }
 
 /// Why a stack that every model has exists.

@@ -109,6 +109,27 @@ fn scales_of_all_types_are_read() {
     check(TensorType::BF16, |scale| bf16::from_f32(scale).to_le_bytes().to_vec());
 }
 
+#[test]
+fn codes_are_kept_if_all_weights_of_an_output_share_a_scale() {
+    let check = |scheme, shape: &[u64], expect: Option<[f32; 5]>| {
+        let matrix = matrix(scheme, &[("m.weight_scale", BF16, shape)]).unwrap();
+        let scales: Vec<u8> =
+            (1..=shape.iter().product()).flat_map(|n| bf16::from_f32(n as f32).to_le_bytes()).collect();
+        let codes: Vec<u8> = (0..30).collect();
+        let kept = matrix.to_output_codes(matrix.numbers(codes.clone(), &scales).unwrap());
+        assert_eq!(matrix.has_output_scales(), expect.is_some(), "{shape:?}");
+        assert_eq!(kept, expect.map(|scales| OutputCodes { codes, scales: scales.to_vec() }), "{shape:?}");
+    };
+    check(None, &[], Some([1.0; 5]));
+    check(None, &[1], Some([1.0; 5]));
+    check(None, &[5, 1], Some([1.0, 2.0, 3.0, 4.0, 5.0]));
+    check(None, &[5], Some([1.0, 2.0, 3.0, 4.0, 5.0]));
+    check(Some([2, 4]), &[3, 2], None);
+    check(Some([1, 3]), &[5, 2], None);
+    // Blocks with all inputs.
+    check(Some([2, 6]), &[3, 1], Some([1.0, 1.0, 2.0, 2.0, 3.0]));
+}
+
 proptest! {
     /// Every weight is the product of its code and of the scale of its block, also in blocks that are not whole.
     #[test]

@@ -11,7 +11,7 @@
 //! page hashes against those of the CPU. With CONFIG FOLDER (configs/models/llama-3.1-8b) it then checks and measures a model of that shape with random weights.
 //!
 //! `fp8_weights` in front rounds the weights of all models to FP8, `fp8` also the rows that they multiply, and `fp8_kv` the pages. With pages in FP8, it also compares the pages of a prompt with
-//! those of the CPU engine, and checks prompts that are computed in groups.
+//! those of the CPU engine, and checks prompts that are computed in groups. With `fp8`, it also checks a checkpoint in FP8 with the matrices of a large model.
 //!
 //! - `speed` only measures prompts, the page hash and decode steps.
 //! - `step` computes one decode step of ROWS rows, and `prefill` one prompt, for a profiler: `ncu --metrics gpu__time_duration.sum --csv`.
@@ -24,6 +24,7 @@ mod combinations;
 mod company;
 mod failure;
 mod fp8_pages;
+mod kept_codes;
 mod masks;
 mod modes;
 mod sampling;
@@ -242,7 +243,7 @@ fn check_small_models() -> Result<()> {
         );
         hashes(&gpu)?;
     }
-    Ok(())
+    if Modes::rounds_rows() { kept_codes::check() } else { Ok(()) }
 }
 
 /// Checks that sampled tokens do not depend on whether the host has seen the token before, in steps that are padded to the rows of a graph.

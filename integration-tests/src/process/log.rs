@@ -59,6 +59,14 @@ pub enum Event {
     NodeSilent,
     /// A model in FP8 has scales that are not used. Fields: `input_scales`, `kv_scales`.
     ScalesIgnored,
+    /// Codes and scales of an FP8 checkpoint are used as they are. Field: `matrices`.
+    CodesKept,
+    /// Weights of an FP8 checkpoint become bf16. Field: `matrices`.
+    CodesBecomeBf16,
+    /// Weights of an FP8 checkpoint are rounded again. Field: `matrices`.
+    CodesRounded,
+    /// KV pages in FP8 do not have the scales of the checkpoint. Field: `kv_scales`.
+    KvScalesIgnored,
 }
 
 impl Event {
@@ -88,6 +96,10 @@ impl Event {
             Self::NodeLeftOut => " node is left out: ",
             Self::NodeSilent => " node gave no valid report for 3 s",
             Self::ScalesIgnored => " scales of activations and of the KV cache are ignored",
+            Self::CodesKept => " codes and scales of FP8 weights are used as they are",
+            Self::CodesBecomeBf16 => " FP8 weights become bf16",
+            Self::CodesRounded => " are rounded again, to scales ",
+            Self::KvScalesIgnored => " KV pages in FP8 have the scale 1 ",
         }
     }
 

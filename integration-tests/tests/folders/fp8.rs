@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use integration_tests::client::complete;
 use integration_tests::fp8_folders::{Fp8Model, fp8_models};
-use integration_tests::process::{Event, Pair};
+use integration_tests::process::{Event, Pair, start_local};
 use serde_json::{Map, Value, json};
 
 use super::{check_answers, open};
@@ -48,6 +48,40 @@ fn a_pair_serves_fp8_folders() -> Result<()> {
         assert_eq!(pair.sender.count_events(Event::ScalesIgnored), ignored, "{}", pair.sender.log());
         if ignored > 0 {
             pair.receiver.wait_event(Event::ScalesIgnored, &["INFO", "input_scales=14", "kv_scales=4"])?;
+        }
+        assert_eq!(pair.receiver.count_events(Event::KvScalesIgnored), 0, "pages are not in FP8");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_log_says_what_becomes_of_fp8_weights() -> Result<()> {
+    const WHAT: [Event; 3] = [Event::CodesKept, Event::CodesBecomeBf16, Event::CodesRounded];
+    let (keep, bf16) = ("set engine.quantization to fp8 ", "set engine.quantization to none ");
+    for (name, quantization, expect, words) in [
+        ("ct-channel-bf16", "none", Event::CodesBecomeBf16, ["INFO", keep]),
+        ("ct-channel-bf16", "fp8_weights", Event::CodesRounded, ["WARN", keep]),
+        ("ct-channel-bf16", "fp8", Event::CodesKept, ["INFO", "matrices=14"]),
+        ("fp8-tensor-static", "fp8", Event::CodesKept, ["INFO", "matrices=14"]),
+        ("ct-block", "none", Event::CodesBecomeBf16, ["INFO", "matrices=14"]),
+        ("ct-block", "fp8", Event::CodesRounded, ["WARN", bf16]),
+        ("ct-tensor-static-kv", "fp8", Event::CodesKept, ["INFO", "matrices=14"]),
+    ] {
+        let folder = model(name)?.write("fp8-log")?;
+        let sets = [
+            format!("model={}", folder.path().display()),
+            format!("engine.quantization={quantization}"),
+            "engine.kv_dtype=fp8".to_owned(),
+            "engine.kv_bytes=4MiB".to_owned(),
+        ];
+        let (process, _) = start_local(&sets.each_ref().map(String::as_str))?;
+        process.wait_event(expect, &words)?;
+        let found = WHAT.map(|event| process.count_events(event));
+        assert_eq!(found, WHAT.map(|event| usize::from(event == expect)), "{}", process.log());
+        if name == "ct-tensor-static-kv" {
+            process.wait_event(Event::KvScalesIgnored, &["WARN", "kv_scales=4"])?;
+        } else {
+            assert_eq!(process.count_events(Event::KvScalesIgnored), 0, "{name}");
         }
     }
     Ok(())
