@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::pieces::piece_tokens;
 use super::*;
-use crate::kv::PageId;
+use crate::kv::{PageId, PageTable};
 use crate::sampling::{Sample, Sampling};
 
 const PAGE_TOKENS: usize = 16;
@@ -16,7 +16,7 @@ struct Owned {
     tokens: Vec<u32>,
     source: TokenSource,
     start: u32,
-    pages: Vec<PageId>,
+    pages: PageTable,
     is_sampled: bool,
 }
 
@@ -265,7 +265,7 @@ proptest! {
         let fillers = decode_rows.saturating_sub(owned.len());
         prop_assert_eq!(plan.prefill.chunks.clone(), 0..prompts);
         prop_assert_eq!(plan.decode.chunks.clone(), prompts..owned.len() + fillers);
-        let filler = Owned { tokens: vec![0], source: TokenSource::Sampled, start: 0, pages: vec![PageId(0)], is_sampled: true };
+        let filler = Owned { tokens: vec![0], source: TokenSource::Sampled, start: 0, pages: [PageId(0)].into(), is_sampled: true };
         let all: Vec<&Owned> = chunks.iter().copied().chain((0..fillers).map(|_| &filler)).collect();
 
         let mut row = 0;
