@@ -16,7 +16,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use engine::gguf::Gguf;
-use engine::{Chunk, ComputeDevice, Engine, EngineConfig, LoadFormat, PageId, Sample, TokenSource};
+use engine::{
+    Chunk, ComputeDevice, Engine, EngineConfig, LoadFormat, PageId, PageTable, Sample, TokenSource,
+};
 use tokenizers::Tokenizer;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -50,7 +52,7 @@ fn tokenizer(model: &Gguf) -> Result<Tokenizer> {
 }
 
 /// Computes `tokens` at the positions from `start` on, and samples the next token.
-fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
+fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &PageTable) -> Result<u32> {
     let source = if start == 0 { TokenSource::Prompt } else { TokenSource::Sampled };
     let sample = Some(Sample::greedy());
     let mut step =
@@ -85,7 +87,7 @@ fn main() -> Result<()> {
     ensure!(prompt_tokens > 0, "the prompt is empty");
     ensure!(prompt_tokens + TOKENS_MAX <= room, "the prompt has {prompt_tokens} tokens: at most {room} fit");
     // This program has one sequence, which gets all pages.
-    let pages: Vec<PageId> = (0..engine.kv().pages()).map(PageId).collect();
+    let pages: PageTable = (0..engine.kv().pages()).map(PageId).collect();
 
     print!("{prompt}");
     let mut text = tokenizer.decode_stream(false);

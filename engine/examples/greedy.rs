@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, EngineConfig, PageId, Sample, TokenSource};
+use engine::{Chunk, Engine, EngineConfig, PageId, PageTable, Sample, TokenSource};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -34,7 +34,7 @@ fn main() -> Result<()> {
     println!("load {:.2?}", begin.elapsed());
 
     // Reversed, because the pages of a busy pool are not in order.
-    let pages: Vec<PageId> = (0..engine.kv().pages()).rev().map(PageId).collect();
+    let pages: PageTable = (0..engine.kv().pages()).rev().map(PageId).collect();
     let mut position = 0;
     let mut next = None;
     let begin = Instant::now();
@@ -59,7 +59,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
+fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &PageTable) -> Result<u32> {
     let source = if start == 0 { TokenSource::Prompt } else { TokenSource::Sampled };
     let mut step = engine.submit(&[Chunk {
         sequence: 1,

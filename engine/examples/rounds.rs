@@ -9,7 +9,7 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, EngineConfig, PageId, Sample, TokenSource};
+use engine::{Chunk, Engine, EngineConfig, PageId, PageTable, Sample, TokenSource};
 
 const DECODED: usize = 64;
 const STEP_TOKENS: usize = 512;
@@ -17,7 +17,7 @@ const PAGE_TOKENS: usize = 16;
 
 /// A sequence: its pages, its last token, and the number of its tokens whose keys and values are computed.
 struct Sequence {
-    pages: Vec<PageId>,
+    pages: PageTable,
     last: u32,
     computed: usize,
 }

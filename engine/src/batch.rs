@@ -1,7 +1,7 @@
 //! Checks a batch before a backend computes it.
 
 use crate::error::EngineError;
-use crate::kv::{KvPool, PageId};
+use crate::kv::{KvPool, PageId, PageTable};
 use crate::model::ModelInfo;
 use crate::sampling::Sampling;
 use crate::step::{Chunk, Score, StepLimits, TokenSource};
@@ -48,7 +48,7 @@ impl BatchCheck {
             if chunk.source == TokenSource::Follows && !samples(sequence) {
                 return Err(EngineError::FollowsNothing { sequence });
             }
-            check_pages(chunk.pages, kv, Some(sequence))?;
+            check_table(chunk.pages, kv, sequence)?;
             let first = u64::from(chunk.start) / page_tokens;
             let last = (u64::from(chunk.start) + chunk.tokens.len() as u64 - 1) / page_tokens;
             written.extend(
@@ -67,9 +67,19 @@ impl BatchCheck {
     }
 }
 
-/// Refuses pages that the pool does not have. `sequence` is the sequence whose page table has them, if any.
-pub(crate) fn check_pages(pages: &[PageId], kv: &KvPool, sequence: Option<u64>) -> Result<(), EngineError> {
-    match pages.iter().find(|page| page.0 >= kv.pages()) {
+/// Refuses pages that the pool does not have.
+pub(crate) fn check_pages(pages: &[PageId], kv: &KvPool) -> Result<(), EngineError> {
+    check_page(pages.iter().copied().max(), kv, None)
+}
+
+/// Refuses the page table of a sequence if the pool does not have all of its pages. Looks at one page, because each step has the tables of all its
+/// sequences.
+fn check_table(table: &PageTable, kv: &KvPool, sequence: u64) -> Result<(), EngineError> {
+    check_page(table.largest(), kv, Some(sequence))
+}
+
+fn check_page(largest: Option<PageId>, kv: &KvPool, sequence: Option<u64>) -> Result<(), EngineError> {
+    match largest.filter(|page| page.0 >= kv.pages()) {
         Some(page) => Err(EngineError::PageOutOfRange { page: page.0, pages: kv.pages(), sequence }),
         None => Ok(()),
     }

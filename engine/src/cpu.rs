@@ -180,7 +180,7 @@ impl Engine for CpuEngine {
     }
 
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
-        check_pages(pages, &self.kv, None)?;
+        check_pages(pages, &self.kv)?;
         fence(Ordering::Acquire);
         Ok(())
     }

@@ -310,7 +310,7 @@ impl Engine for CudaEngine {
 
     /// Needs no fence: the host knows that the peer's write is complete, and kernels submitted from now on run after it.
     fn acquire(&mut self, pages: &[PageId]) -> Result<(), EngineError> {
-        check_pages(pages, &self.kv, None).inspect_err(|_| self.followed.clear())
+        check_pages(pages, &self.kv).inspect_err(|_| self.followed.clear())
     }
 }
 

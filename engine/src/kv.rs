@@ -12,8 +12,11 @@ use serde::{Deserialize, Serialize};
 use crate::mapping::{map, unmap};
 
 mod numbers;
+mod page_table;
 #[cfg(test)]
 mod tests;
+
+pub use page_table::PageTable;
 
 /// The number of a page in its pool, from 0. It is valid only in this pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -9,7 +9,8 @@
 //!
 //! ```no_run
 //! use engine::{
-//!     Chunk, ComputeDevice, EngineConfig, KvCacheDtype, LoadFormat, PageId, Quantization, Sample, TokenSource,
+//!     Chunk, ComputeDevice, EngineConfig, KvCacheDtype, LoadFormat, PageId, PageTable, Quantization, Sample,
+//!     TokenSource,
 //! };
 //!
 //! let mut engine = engine::open(&EngineConfig {
@@ -29,7 +30,7 @@
 //!     tokens: &[504, 3575, 282],
 //!     source: TokenSource::Prompt,
 //!     start: 0,
-//!     pages: &[PageId(0)],
+//!     pages: &PageTable::from([PageId(0)]),
 //!     sample: Some(Sample::greedy()),
 //!     score: None,
 //! }])?;
@@ -73,7 +74,7 @@ pub use cuda::{CudaEngine, cuda_devices, cuda_pool, peer_copy_seconds};
 pub use error::{CudaError, CudaStatus, EngineError, OpenError, Scope};
 pub use gpu_room::GpuRoom;
 pub use inspect::{InspectedModel, gpu_survey};
-pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId};
+pub use kv::{KvDtype, KvLayout, KvPool, KvPoolError, PageId, PageTable};
 pub use model::{ComputeDevice, EngineConfig, KvCacheDtype, LoadFormat, ModelInfo, Quantization};
 pub use populate::populate;
 pub use safetensors::SafetensorsError;

@@ -126,16 +126,20 @@ fn allows_any(mask: &[u32], vocabulary: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
+    use crate::kv::PageTable;
 
     fn chunk(constrained: bool) -> Chunk<'static> {
+        static PAGES: LazyLock<PageTable> = LazyLock::new(PageTable::default);
         let sample = Sample { constrained, ..Sample::greedy() };
         Chunk {
             sequence: 1,
             tokens: &[1],
             source: crate::TokenSource::Prompt,
             start: 0,
-            pages: &[],
+            pages: &PAGES,
             sample: Some(sample),
             score: None,
         }

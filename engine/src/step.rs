@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::EngineError;
-use crate::kv::{KvPool, PageId};
+use crate::kv::{KvPool, PageId, PageTable};
 use crate::model::ModelInfo;
 use crate::sampling::{Logprobs, Sample, Token};
 
@@ -28,7 +28,7 @@ pub struct Chunk<'a> {
     pub start: u32,
     /// The sequence's page table from position 0. It must cover `start + tokens.len()` tokens. Positions before `start`
     /// must hold keys and values that an earlier step or a peer has written.
-    pub pages: &'a [PageId],
+    pub pages: &'a PageTable,
     /// How to sample the token after the chunk's last position. `None` samples no token.
     pub sample: Option<Sample<'a>>,
     /// Prompt tokens whose log probabilities are wanted. Only for a chunk of a prompt.

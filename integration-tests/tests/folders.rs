@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use engine::{Chunk, Engine, KvCacheDtype, OpenError, PageId, Quantization, Sample, TokenSource};
+use engine::{Chunk, Engine, KvCacheDtype, OpenError, PageId, PageTable, Quantization, Sample, TokenSource};
 use integration_tests::client::{complete, get, post};
 use integration_tests::folders::{SmallModel, small_models};
 use integration_tests::process::Pair;
@@ -19,7 +19,7 @@ fn open(model: &Path) -> Result<Box<dyn Engine>, OpenError> {
 }
 
 /// Computes `tokens` at position `start` and returns the next token.
-fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &[PageId]) -> Result<u32> {
+fn step(engine: &mut dyn Engine, tokens: &[u32], start: u32, pages: &PageTable) -> Result<u32> {
     let sample = Some(Sample::greedy());
     let mut step = engine.submit(&[Chunk {
         sequence: 1,
@@ -39,7 +39,7 @@ fn check_answers(model: &SmallModel, path: &Path, runs: &[usize]) -> Result<()> 
     let (prompt, expect) = (&model.prompt, &model.ids);
     // The pages are not contiguous, and each chunk size has its own pages.
     for (run, &chunk) in runs.iter().enumerate() {
-        let pages: Vec<PageId> = [3, 0, 5, 2, 4].map(|page| PageId(page + 6 * run as u32)).to_vec();
+        let pages = PageTable::from([3, 0, 5, 2, 4].map(|page| PageId(page + 6 * run as u32)));
         let mut start = 0;
         let mut next = 0;
         for part in prompt.chunks(chunk) {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use engine::{Chunk, Engine, KvCacheDtype, PageId, Quantization, Sample, Score, StepOutput, TokenSource};
+use engine::{
+    Chunk, Engine, KvCacheDtype, PageId, PageTable, Quantization, Sample, Score, StepOutput, TokenSource,
+};
 use integration_tests::client::post;
 use integration_tests::folders::small_models;
 use integration_tests::fp8_folders::fp8_models;
@@ -54,7 +56,7 @@ fn step(
     engine: &mut dyn Engine,
     (tokens, start): (&[u32], usize),
     targets: &[u32],
-    pages: &[PageId],
+    pages: &PageTable,
 ) -> Result<StepOutput> {
     let (start, score) = (start as u32, Some(Score { targets, top: 0 }));
     let (sequence, source, sample) = (1, TokenSource::Prompt, Some(Sample::greedy()));
@@ -69,7 +71,7 @@ fn answer(
     prompt: &[u32],
     (count, chunk): (usize, usize),
 ) -> Result<(Vec<f64>, Vec<u32>)> {
-    let pages = [3, 0, 5, 2].map(PageId);
+    let pages = PageTable::from([3, 0, 5, 2].map(PageId));
     let (mut logprobs, mut ids) = (Vec::new(), prompt.to_vec());
     for (start, part) in (0..).step_by(chunk).zip(prompt.chunks(chunk)) {
         let targets = &prompt[start + 1..prompt.len().min(start + part.len() + 1)];

@@ -159,6 +159,22 @@ fn an_answer_that_breaks_off_does_not_look_complete_and_is_not_asked_for_again()
 }
 
 #[test]
+fn a_blank_line_that_keeps_a_stream_alive_is_not_the_first_byte_of_an_answer() -> Result<()> {
+    let (nodes, proxy, address) = fakes()?;
+    for (manner, count) in [(Manner::BreaksAtBlankLine, 0), (Manner::BreaksLater, 1)] {
+        nodes.iter().for_each(|node| node.set(manner));
+        // A request that comes while no node has a fresh report is refused.
+        proxy.until("an answer breaks off", || Ok(ask(&address, 1).is_err()))?;
+        proxy.until("it has ended", || Ok(metrics(&address)?.get("baton_proxy_requests_live")? == 0))?;
+        assert_eq!(metrics(&address)?.get("baton_proxy_first_byte_seconds_count")?, count, "{manner:?}");
+        let newest = get(&address, "/debug/requests")?.1["requests"][0].take();
+        assert_eq!((&newest["outcome"], &newest["status"]), (&json!("broke_off"), &json!(200)), "{newest}");
+        assert_eq!(newest["first_byte_ms"].is_number(), count == 1, "{newest}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_client_that_leaves_ends_the_request_at_the_node() -> Result<()> {
     let (nodes, proxy, address) = fakes()?;
     nodes.iter().for_each(|node| node.set(Manner::Hangs));

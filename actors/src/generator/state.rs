@@ -201,7 +201,7 @@ impl GeneratorState {
     fn on_extend(&mut self, extend: &ExtendSequence) {
         let sequence = self.keys.get(&extend.sequence).and_then(|key| self.sequences.get_mut(key));
         if let Some(sequence) = sequence {
-            sequence.pages = sequence.pages.iter().chain(&extend.pages).copied().collect();
+            sequence.pages = sequence.pages.extended(&extend.pages);
         }
     }
 

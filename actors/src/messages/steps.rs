@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use engine::{EngineError, Logprobs, PageId, Sampling, Token, TokenSource};
+use engine::{EngineError, Logprobs, PageId, PageTable, Sampling, Token, TokenSource};
 
 use crate::constraint::Constraint;
 use crate::grammar::GrammarError;
@@ -18,8 +18,8 @@ pub struct PlannedChunk {
     pub source: TokenSource,
     /// Position of the first token.
     pub start: u32,
-    /// The sequence's page table. It is shared, because every decode step contains it.
-    pub pages: Arc<[PageId]>,
+    /// The sequence's page table.
+    pub pages: PageTable,
     /// How the token after the last one is sampled; `None`: it is not sampled.
     pub sample: Option<PlannedSample>,
     /// Prompt tokens whose log probabilities are wanted.

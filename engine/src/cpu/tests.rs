@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::kv::KvDtype;
+use crate::kv::{KvDtype, PageTable};
 use crate::model::KvCacheDtype;
 use crate::sampling::Sample;
 use crate::step::{SampledToken, TokenSource};
@@ -37,7 +37,7 @@ fn prompt(seed: u64, length: usize) -> Vec<u32> {
 }
 
 /// The pages of a sequence: every third page of the pool, in descending order.
-fn pages(engine: &CpuEngine, sequence: u32) -> Vec<PageId> {
+fn pages(engine: &CpuEngine, sequence: u32) -> PageTable {
     (0..engine.kv.pages()).rev().filter(|page| page % 3 == sequence % 3).map(PageId).collect()
 }
 
@@ -161,7 +161,7 @@ fn copied_pages_decode_the_same(model: &Tiny) {
     let tokens = prompt(6, 30);
     alone(&mut engine, &tokens[..29], &[], 0);
     let bytes = engine.kv.layout().page_bytes() as usize;
-    for (from, to) in from.iter().zip(&to).take(4) {
+    for (from, to) in from.iter().zip(to.iter()).take(4) {
         // SAFETY: the pools are distinct, the pages are inside them, and no step runs.
         unsafe {
             let from = engine.kv.base().add(from.0 as usize * bytes);

@@ -51,8 +51,14 @@ impl AdjustmentLists {
             biases += biases_of(&row, vocabulary).len();
         }
         words.resize(2 * rows + 1, biases as u32);
-        let pairs = sampled.clone().flat_map(|row| biases_of(&row, vocabulary));
-        words.extend(pairs.flat_map(|(token, bias)| [*token, bias.to_bits()]));
+        words.reserve(2 * biases);
+        for row in sampled.clone() {
+            let start = words.len();
+            let of_row = biases_of(&row, vocabulary);
+            words.resize(start + 2 * of_row.len(), 0);
+            let pairs = words[start..].as_chunks_mut::<2>().0;
+            pairs.iter_mut().zip(of_row).for_each(|(pair, (token, bias))| *pair = [*token, bias.to_bits()]);
+        }
         let filled =
             || sampled.clone().filter_map(|row| Some((row, row.place.filter(|place| place.needs_fill)?)));
         let mut next = 0;

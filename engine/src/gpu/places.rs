@@ -150,7 +150,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kv::PageId;
+    use crate::kv::{PageId, PageTable};
     use crate::sampling::{Sample, Sampling};
 
     fn row(sequence: u64, position: usize) -> LookingBack {
@@ -191,15 +191,9 @@ mod tests {
         let how = Sampling { presence_penalty: 1.0, ..Sampling::GREEDY };
         let sample = Sample { how: &how, tokens: &[5, 6, 7], ..Sample::greedy() };
         let (tokens, source, score) = (&[7], TokenSource::Sampled, None);
-        let chunk = |sequence, sample| Chunk {
-            sequence,
-            tokens,
-            source,
-            start: 2,
-            pages: &[PageId(0)],
-            sample,
-            score,
-        };
+        let pages = PageTable::from([PageId(0)]);
+        let chunk =
+            |sequence, sample| Chunk { sequence, tokens, source, start: 2, pages: &pages, sample, score };
         let batch = [chunk(1, None), chunk(2, Some(sample)), chunk(3, Some(Sample::greedy()))];
         let mut places = Places::new(1);
         assert_eq!(places.assign(batch.iter().map(LookingBack::of)), Ok(()));

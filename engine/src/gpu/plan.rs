@@ -1,8 +1,8 @@
 //! The layout of a batch for the GPU kernels: token ids, positions, pool indices and page tables. All lists lie in one array
 //! of 32-bit words, which one copy sends to the device.
 //!
-//! In a step without prompts, the offsets of the lists depend only on the capacity for split-KV pieces. So a captured graph
-//! finds the lists of every step of its size.
+//! The offsets of the lists depend only on the numbers of rows and chunks and on the capacity for split-KV pieces. So a captured graph
+//! finds the lists of every step of its size, and a small step has few words.
 
 use std::ops::Range;
 
@@ -110,7 +110,7 @@ impl Plan {
         let prefills = self.order.len();
         self.order.extend((0..batch.len()).filter(|index| !is_prompt(index)));
         let fillers = decode_rows.saturating_sub(batch.len() - prefills);
-        self.set_piece_capacity(batch, fillers, decode_rows > 0);
+        let rows = self.set_sizes(batch, fillers, decode_rows > 0);
         self.prompts.clear();
         let mut writer = Writer {
             words,
@@ -132,10 +132,10 @@ impl Plan {
             writer.filler();
         }
         self.decode = writer.end_part();
-        let Written { rows, pages, sampled, scored, reported, pieces, .. } = writer.written;
+        let Written { pages, sampled, scored, reported, pieces, .. } = writer.written;
         // The kernels take these numbers as they are.
         assert!(
-            rows <= self.capacity.rows && pieces <= self.pieces,
+            writer.written.rows == rows && pieces <= self.pieces,
             "the lists of the step exceed their room"
         );
         (self.rows, self.sampled, self.scored, self.reported) = (rows, sampled, scored, reported);
@@ -143,14 +143,21 @@ impl Plan {
     }
 
     /// Sets the piece capacity and the list offsets for the batch and `fillers` padding rows. If `rounded`, the capacity is
-    /// a power of two.
-    fn set_piece_capacity(&mut self, batch: &[Chunk<'_>], fillers: usize, rounded: bool) {
-        let sampled = batch.iter().filter(|chunk| chunk.source != TokenSource::Prompt);
-        let wanted = fillers + sampled.map(|chunk| pieces(chunk.end())).sum::<usize>();
+    /// a power of two. Returns the number of rows.
+    fn set_sizes(&mut self, batch: &[Chunk<'_>], fillers: usize, rounded: bool) -> usize {
+        let rows = fillers + batch.iter().map(|chunk| chunk.tokens.len()).sum::<usize>();
+        let chunks = fillers + batch.len();
+        let decodes = batch.iter().filter(|chunk| chunk.source != TokenSource::Prompt);
+        let wanted = fillers + decodes.map(|chunk| pieces(chunk.end())).sum::<usize>();
         self.pieces = if rounded { wanted.next_power_of_two() } else { wanted };
-        let StepCapacity { rows, chunks, .. } = self.capacity;
-        debug_assert!(self.pieces <= pieces_max(rows));
+        assert!(
+            rows <= self.capacity.rows
+                && chunks <= self.capacity.chunks
+                && self.pieces <= pieces_max(self.capacity.rows),
+            "the step exceeds the capacity of its lists"
+        );
         self.offsets = Offsets::new(rows, chunks, self.pieces);
+        rows
     }
 
     /// The number of words of the step.

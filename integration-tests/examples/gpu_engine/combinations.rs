@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use anyhow::{Context, Result, ensure};
 use engine::{
-    Chunk, CudaEngine, Engine, LogitBias, PageId, Sample, Sampling, Step, StepOutput, Token, TokenMask,
+    Chunk, CudaEngine, Engine, LogitBias, PageTable, Sample, Sampling, Step, StepOutput, Token, TokenMask,
     TokenSource, choose,
 };
 
@@ -22,7 +22,7 @@ struct Case {
     how: Sampling,
     constrained: bool,
     prompt: Vec<u32>,
-    pages: Vec<PageId>,
+    pages: PageTable,
 }
 
 /// The sequences, and the ids that are in use.
@@ -197,7 +197,9 @@ impl Sequences {
     /// Sequences go on after others have taken all places of the counts.
     fn check_evicted(&self, gpu: &mut CudaEngine, right: &Answers) -> Result<()> {
         let some: Vec<usize> = (0..self.cases.len()).filter(|case| case % 5 == 3).collect();
-        let (rows, table) = (u64::from(gpu.limits().rows), pages(self.cases.len() as u32, 16));
+        let rows = u64::from(gpu.limits().rows);
+        let tables: Vec<PageTable> =
+            pages(self.cases.len() as u32, 16).iter().map(|page| [*page].into()).collect();
         let answers: Answers = right.iter().map(|answer| answer[..STEPS - 2].to_vec()).collect();
         let how = Sampling { frequency_penalty: 0.5, ..Sampling::GREEDY };
         for step in [STEPS - 2, STEPS - 1] {
@@ -209,12 +211,12 @@ impl Sequences {
                 let right = &right[*case][step];
                 ensure!(sampled.token == *right, "step {step}: {:?} and not {right:?}", sampled.token);
             }
-            for others in (0..=rows).collect::<Vec<_>>().chunks(table.len()) {
+            for others in (0..=rows).collect::<Vec<_>>().chunks(tables.len()) {
                 let sample = Some(Sample { how: &how, tokens: &[1], prompt: 0, constrained: false });
                 let (source, tokens) = (TokenSource::Prompt, &[1][..]);
-                let batch: Vec<Chunk<'_>> = (others.iter().zip(&table))
-                    .map(|(sequence, page)| {
-                        let (sequence, pages) = (*sequence, std::slice::from_ref(page));
+                let batch: Vec<Chunk<'_>> = (others.iter().zip(&tables))
+                    .map(|(sequence, pages)| {
+                        let sequence = *sequence;
                         Chunk { sequence, tokens, source, start: 0, pages, sample, score: None }
                     })
                     .collect();

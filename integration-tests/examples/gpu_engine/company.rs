@@ -1,7 +1,7 @@
 //! Checks that the logits of a row are bit-identical whatever else is in the batch.
 
 use anyhow::{Result, ensure};
-use engine::{Chunk, CudaEngine, Engine, PageId, Sample, TokenSource};
+use engine::{Chunk, CudaEngine, Engine, PageId, PageTable, Sample, TokenSource};
 
 use super::run;
 
@@ -14,7 +14,7 @@ struct Known {
     prefilled: Vec<u32>,
     decoded: Vec<u32>,
     /// Pages for the steps with other sequences.
-    pages: Vec<PageId>,
+    pages: PageTable,
 }
 
 impl Known {
@@ -78,7 +78,7 @@ fn compute_alone(
     let vocabulary = gpu.model().vocabulary as usize;
     // Sequences that run alone use the same pages.
     let each = longest / page_tokens + 1;
-    let alone: Vec<PageId> = (0..each as u32).map(PageId).collect();
+    let alone: PageTable = (0..each as u32).map(PageId).collect();
     let mut free: Vec<PageId> = (each as u32..gpu.kv().pages()).rev().map(PageId).collect();
     let mut known = Vec::new();
     while known.len() < count {

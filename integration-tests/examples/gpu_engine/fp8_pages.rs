@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use engine::cpu::CpuEngine;
-use engine::{Chunk, CudaEngine, Engine, KvDtype, PageId, Sample, TokenSource};
+use engine::{Chunk, CudaEngine, Engine, KvDtype, PageId, PageTable, Sample, TokenSource};
 
 use super::modes::Modes;
 use super::run;
@@ -110,7 +110,7 @@ pub(super) fn check_groups(gpu: &mut CudaEngine) -> Result<usize> {
     if count * (SHARED + 1) <= pages || start >= gpu.model().context_tokens {
         return Ok(0);
     }
-    let shared: Vec<PageId> = (0..SHARED).map(PageId).collect();
+    let shared: PageTable = (0..SHARED).map(PageId).collect();
     let prefix: Vec<u32> = (0..start).map(|n| n * 7919 % vocabulary).collect();
     let chunk = |tokens, start, pages, sample| Chunk {
         sequence: 0,
@@ -124,8 +124,7 @@ pub(super) fn check_groups(gpu: &mut CudaEngine) -> Result<usize> {
     for (part, tokens) in prefix.chunks(128).enumerate() {
         run(gpu, &[chunk(tokens, part as u32 * 128, &shared, None)])?;
     }
-    let tables: Vec<Vec<PageId>> =
-        (0..count).map(|n| shared.iter().copied().chain([PageId(SHARED + n)]).collect()).collect();
+    let tables: Vec<PageTable> = (0..count).map(|n| shared.extended(&[PageId(SHARED + n)])).collect();
     let last: Vec<[u32; 1]> = (0..count).map(|n| [n * 31 % vocabulary]).collect();
     let bits = |logits: Vec<f32>| logits.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
     let mut alone = Vec::new();

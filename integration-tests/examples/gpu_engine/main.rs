@@ -43,8 +43,8 @@ use connector::memory::Region;
 use connector::page_hash::{PageSeed, finished, page_hash};
 use engine::cpu::CpuEngine;
 use engine::{
-    Chunk, ComputeDevice, CudaEngine, Engine, EngineConfig, LoadFormat, PageId, Sample, Sampling, Step,
-    StepOutput, TokenSource,
+    Chunk, ComputeDevice, CudaEngine, Engine, EngineConfig, LoadFormat, PageId, PageTable, Sample, Sampling,
+    Step, StepOutput, TokenSource,
 };
 use integration_tests::folders::{SmallModel, small_models};
 use integration_tests::fp8_folders::fp8_models;
@@ -86,7 +86,7 @@ fn error(found: &[f32], right: &[f32]) -> f64 {
     (difference / sum(&mut right.iter().map(|value| f64::from(*value)))).sqrt()
 }
 
-fn pages(first: u32, count: u32) -> Vec<PageId> {
+fn pages(first: u32, count: u32) -> PageTable {
     // No two pages are adjacent.
     (0..count)
         .map(|n| PageId(first + n * 2 % count.max(1) + u32::from(n * 2 >= count && count.is_multiple_of(2))))
@@ -250,7 +250,7 @@ fn check_small_models() -> Result<()> {
 fn draws_follow(gpu: &mut CudaEngine, name: &str) -> Result<()> {
     const START: u32 = 3;
     let how = Sampling { temperature: 0.9, top_k: 20, top_p: 0.97, seed: 11, ..Sampling::GREEDY };
-    let tables: Vec<Vec<PageId>> = (0..3).map(|n| pages(n * 4, 4)).collect();
+    let tables: Vec<PageTable> = (0..3).map(|n| pages(n * 4, 4)).collect();
     let (followed, _) = run_ahead(gpu, &tables, (1, START), 30, &how)?;
     let mut answers = vec![vec![1]; tables.len()];
     for position in START..START + 30 {
@@ -336,7 +336,7 @@ fn large_model(folder: &Path) -> Result<()> {
 /// seconds between steps.
 fn run_ahead(
     gpu: &mut CudaEngine,
-    tables: &[Vec<PageId>],
+    tables: &[PageTable],
     (token, start): (u32, u32),
     steps: usize,
     how: &Sampling,
@@ -360,7 +360,7 @@ fn run_ahead(
                 sample: Some(Sample { how, tokens: known, prompt: start, ..Sample::greedy() }),
                 score: None,
             };
-            let batch: Vec<Chunk<'_>> = (0..).zip(tables.iter().map(Vec::as_slice)).map(chunk).collect();
+            let batch: Vec<Chunk<'_>> = (0..).zip(tables).map(chunk).collect();
             running.push_back(gpu.submit(&batch)?);
             submitted += 1;
             continue;
@@ -402,7 +402,7 @@ fn one_step(folder: &Path, rows: usize) -> Result<()> {
 }
 
 /// An engine that has prefilled a prompt of `tokens` tokens, and the pages of the prompt.
-fn prefilled(folder: &Path, tokens: usize) -> Result<(CudaEngine, Vec<PageId>)> {
+fn prefilled(folder: &Path, tokens: usize) -> Result<(CudaEngine, PageTable)> {
     let mut gpu = CudaEngine::open(&config(folder, GPU, LoadFormat::Dummy { seed: 0 }, 0), 0, &|_, _| ())?;
     let page_tokens = gpu.kv().layout().page_tokens as usize;
     let (prompt, table) = (prompt(tokens), pages(0, tokens.div_ceil(page_tokens) as u32));

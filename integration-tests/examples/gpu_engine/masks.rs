@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use engine::{
-    Chunk, CudaEngine, Engine, EngineError, PageId, Sample, Sampling, Step, TokenMask, TokenSource, choose,
+    Chunk, CudaEngine, Engine, EngineError, PageId, PageTable, Sample, Sampling, Step, TokenMask,
+    TokenSource, choose,
 };
 use integration_tests::statistics::median;
 
@@ -26,7 +27,7 @@ pub(super) fn mask(sequence: u64, position: u32, vocabulary: u32) -> TokenMask {
 
 /// A run of sequences.
 struct Run<'a> {
-    tables: &'a [Vec<PageId>],
+    tables: &'a [PageTable],
     how: &'a Sampling,
     /// Sequences below this number are constrained.
     constrained: u64,
@@ -50,8 +51,7 @@ impl Run<'_> {
             }),
             score: None,
         };
-        let tables = self.tables.iter().map(Vec::as_slice);
-        let batch: Vec<Chunk<'_>> = (0..).zip(tables).map(chunk).collect();
+        let batch: Vec<Chunk<'_>> = (0..).zip(self.tables).map(chunk).collect();
         Ok(gpu.submit(&batch)?)
     }
 
@@ -137,7 +137,7 @@ pub(super) fn check(gpu: &mut CudaEngine) -> Result<usize> {
 }
 
 /// A row without a mask samples nothing, and nothing can follow it.
-fn late(gpu: &mut CudaEngine, tables: &[Vec<PageId>], vocabulary: u32) -> Result<()> {
+fn late(gpu: &mut CudaEngine, tables: &[PageTable], vocabulary: u32) -> Result<()> {
     let run = Run { tables, how: &Sampling::GREEDY, constrained: 2, steps: 1, ahead: false };
     let last = vec![FIRST.0; tables.len()];
     let mut step = run.submit(gpu, 0, &last)?;
@@ -164,7 +164,7 @@ fn late(gpu: &mut CudaEngine, tables: &[Vec<PageId>], vocabulary: u32) -> Result
 /// Prints the time of a decode step with 0, 1 and all of `rows` rows constrained.
 pub(super) fn cost(gpu: &mut CudaEngine, rows: u64, context: u32) -> Result<()> {
     let each = (context + 64).div_ceil(gpu.kv().layout().page_tokens) + 1;
-    let tables: Vec<Vec<PageId>> =
+    let tables: Vec<PageTable> =
         (0..rows as u32).map(|n| (0..each).map(|page| PageId(n * each + page)).collect()).collect();
     let (how, vocabulary) = (&Sampling::GREEDY, gpu.model().vocabulary);
     let mut times = [Vec::new(), Vec::new(), Vec::new()];

@@ -1,7 +1,9 @@
 //! Checks that the GPU and the host sample the same tokens from the same logits.
 
 use anyhow::{Result, ensure};
-use engine::{Chunk, CudaEngine, Engine, LogitBias, PageId, Sample, Sampling, Token, TokenSource, choose};
+use engine::{
+    Chunk, CudaEngine, Engine, LogitBias, PageId, PageTable, Sample, Sampling, Token, TokenSource, choose,
+};
 
 use super::{run, scores};
 
@@ -67,7 +69,7 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
         .iter_mut()
         .enumerate()
         .for_each(|(row, how)| *how = adjusted(how.clone(), row, vocabulary as usize));
-    let pages: Vec<PageId> = (0..=ROWS as u32).map(PageId).collect();
+    let tables: Vec<PageTable> = (0..=ROWS as u32).map(|page| [PageId(page)].into()).collect();
     let mut compared = 0;
     while !settings.is_empty() {
         let some: Vec<Sampling> = settings.drain(..settings.len().min(ROWS)).collect();
@@ -79,7 +81,7 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
             tokens: &tokens[n..=n],
             source: TokenSource::Sampled,
             start: 0,
-            pages: &pages[n..=n],
+            pages: &tables[n],
             sample: Some(Sample { how: &some[n], tokens: &tokens[n..=n], ..Sample::greedy() }),
             score: None,
         };
@@ -87,8 +89,8 @@ pub(super) fn check(gpu: &mut CudaEngine, times: u64) -> Result<usize> {
         let is_last = settings.is_empty();
         if is_last {
             // Prompts come before decode rows.
-            let (source, page) = (TokenSource::Prompt, &pages[ROWS..]);
-            batch.push(Chunk { sequence: u64::MAX, source, pages: page, ..row(0) });
+            let (source, pages) = (TokenSource::Prompt, &tables[ROWS]);
+            batch.push(Chunk { sequence: u64::MAX, source, pages, ..row(0) });
             batch.rotate_right(1);
         }
         let output = run(gpu, &batch)?;

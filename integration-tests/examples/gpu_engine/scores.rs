@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use engine::{Chunk, CudaEngine, Engine, Logprobs, PageId, Sample, Sampling, Score, TokenSource, logprobs};
+use engine::{
+    Chunk, CudaEngine, Engine, Logprobs, PageTable, Sample, Sampling, Score, TokenSource, logprobs,
+};
 use integration_tests::statistics::median;
 
 use super::{pages, run};
@@ -14,7 +16,7 @@ const TOP: u32 = Sampling::LOGPROBS_MAX;
 /// The chunk of a prompt from `start` to before `end`. If `scored`, it asks for the log probabilities of the tokens that follow its tokens.
 fn chunk<'a>(
     prompt: &'a [u32],
-    pages: &'a [PageId],
+    pages: &'a PageTable,
     (start, end): (usize, usize),
     scored: bool,
 ) -> Chunk<'a> {
@@ -34,7 +36,7 @@ fn chunk<'a>(
 fn scores(
     gpu: &mut CudaEngine,
     prompt: &[u32],
-    tables: &[Vec<PageId>; 2],
+    tables: &[PageTable; 2],
     cuts: &[usize],
 ) -> Result<Vec<Logprobs>> {
     let (mut start, mut found) = (0, Vec::new());

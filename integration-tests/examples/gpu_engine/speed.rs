@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use engine::{Chunk, CudaEngine, Engine, PageId, Sample, Sampling, TokenSource};
+use engine::{Chunk, CudaEngine, Engine, PageId, PageTable, Sample, Sampling, TokenSource};
 use integration_tests::statistics::median;
 
 use super::{pages, prompt, run, run_ahead};
@@ -111,7 +111,7 @@ fn decode(gpu: &mut CudaEngine, limits: &Limits) -> Result<()> {
         if rows * each > gpu.kv().pages() {
             continue;
         }
-        let tables: Vec<Vec<PageId>> =
+        let tables: Vec<PageTable> =
             (0..rows).map(|n| (0..each).map(|page| PageId(n * each + page)).collect()).collect();
         let [time, drawn, all] = [&Sampling::GREEDY, &drawn, &all].map(|how| {
             let (_, times) = run_ahead(gpu, &tables, (1, context), 40, how)?;

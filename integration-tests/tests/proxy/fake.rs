@@ -20,6 +20,8 @@ pub(crate) enum Manner {
     Breaks,
     /// Closes the connection after the first chunk.
     BreaksLater,
+    /// Closes the connection after a blank line, which keeps a silent stream alive.
+    BreaksAtBlankLine,
     /// Reads the request and never answers.
     Hangs,
     /// As `Hangs`, and does not answer `GET /node` either.
@@ -152,14 +154,15 @@ fn serve(mut socket: TcpStream, address: &str, shared: &Shared) -> Option<()> {
             shared.closed.fetch_add(1, Ordering::Relaxed);
             None
         }
-        Manner::Answers | Manner::BreaksLater => {
+        Manner::Answers | Manner::BreaksLater | Manner::BreaksAtBlankLine => {
             let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
             socket.write_all(head.as_bytes()).ok()?;
             for number in 0..3 {
-                let text = format!("data: {address} {number}\n\n");
+                let event = format!("data: {address} {number}\n\n");
+                let text = if manner == Manner::BreaksAtBlankLine { "\n" } else { &event };
                 socket.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).ok()?;
                 std::thread::sleep(Duration::from_millis(50));
-                if manner == Manner::BreaksLater {
+                if manner != Manner::Answers {
                     return None;
                 }
             }

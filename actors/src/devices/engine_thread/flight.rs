@@ -1,5 +1,6 @@
 //! A step in flight on the engine's thread, and the masks that it waits for.
 
+use std::collections::HashMap;
 use std::sync::{Arc, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -168,9 +169,13 @@ impl Flight {
 
     /// Tells the constraints the tokens that the step sampled.
     pub(super) fn tell(&self, result: &StepResult, masks: &mut MaskThreads) {
+        if self.rows.is_empty() {
+            return;
+        }
+        let tokens: HashMap<u64, u32> = result.tokens.iter().map(|(key, token)| (*key, token.id)).collect();
         for row in &self.rows {
-            let Some((_, token)) = result.tokens.iter().find(|(key, _)| *key == row.key) else { continue };
-            if row.constraint.tell(row.count, &[token.id]) {
+            let Some(token) = tokens.get(&row.key) else { continue };
+            if row.constraint.tell(row.count, &[*token]) {
                 masks.work_on(Arc::clone(&row.constraint));
             }
         }

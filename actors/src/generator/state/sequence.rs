@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{PageId, Sampling, Token, TokenSource};
+use engine::{PageTable, Sampling, Token, TokenSource};
 
 use crate::constraint::Constraint;
 use crate::messages::{
@@ -18,7 +18,7 @@ pub(super) struct Sequence {
     pub(super) resident: u32,
     /// Value of `resident` when the sequence arrived.
     pub(super) cached: u32,
-    pub(super) pages: Arc<[PageId]>,
+    pub(super) pages: PageTable,
     pub(super) prompt: u32,
     /// Tokens from this index on are computed one at a time, as they are sampled. The tokens before it are computed as a prompt; after a
     /// preemption they include sampled tokens.
@@ -122,7 +122,7 @@ impl Sequence {
             tokens: if source == TokenSource::Follows { vec![0] } else { self.tokens[from..end].to_vec() },
             source,
             start,
-            pages: Arc::clone(&self.pages),
+            pages: self.pages.clone(),
             sample,
             score,
         }

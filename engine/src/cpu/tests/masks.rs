@@ -11,7 +11,7 @@ fn mask(tokens: &[u32]) -> TokenMask {
     words.into()
 }
 
-fn chunk<'a>(sequence: u64, tokens: &'a [u32], pages: &'a [PageId], sample: Sample<'a>) -> Chunk<'a> {
+fn chunk<'a>(sequence: u64, tokens: &'a [u32], pages: &'a PageTable, sample: Sample<'a>) -> Chunk<'a> {
     Chunk {
         sequence,
         tokens,
@@ -27,7 +27,7 @@ fn chunk<'a>(sequence: u64, tokens: &'a [u32], pages: &'a [PageId], sample: Samp
 fn constrained_rows_share_a_step_with_plain_ones() {
     let (_file, _, mut engine) = open(&USUAL);
     let prompts: Vec<Vec<u32>> = (0..3).map(|seed| prompt(seed, 5)).collect();
-    let tables: Vec<Vec<PageId>> = (0..3).map(|sequence| pages(&engine, sequence)).collect();
+    let tables: Vec<PageTable> = (0..3).map(|sequence| pages(&engine, sequence)).collect();
     let constrained = Sample { constrained: true, ..Sample::greedy() };
     let batch = [
         chunk(0, &prompts[0], &tables[0], constrained),

@@ -20,8 +20,10 @@ fn bad_batches_are_refused_and_change_nothing() {
         sample: Some(Sample::greedy()),
         score: None,
     };
-    let outside = [PageId(engine.kv.pages())];
-    let twice = [pages[0], pages[0]];
+    // The bad page is the last one of a long table.
+    let outside: PageTable = (0..=engine.kv.pages()).map(PageId).collect();
+    let [short, empty, twice] =
+        [&pages[..2], &[], &[pages[0]; 2]].map(|pages| PageTable::from(pages.to_vec()));
     let long = vec![1; 257];
     let how = Sampling { presence_penalty: 1.0, ..Sampling::GREEDY };
     let sample = |tokens| Sample { how: &how, tokens, ..Sample::greedy() };
@@ -40,8 +42,8 @@ fn bad_batches_are_refused_and_change_nothing() {
     check(&[Chunk { tokens: &long, start: 0, ..good }], "too_many_tokens");
     check(&[Chunk { start: Tiny::CONTEXT, ..good }], "context_exceeded");
     check(&[Chunk { start: u32::MAX, ..good }], "context_exceeded");
-    check(&[Chunk { pages: &pages[..2], ..good }], "too_few_pages");
-    check(&[Chunk { pages: &[], ..good }], "too_few_pages");
+    check(&[Chunk { pages: &short, ..good }], "too_few_pages");
+    check(&[Chunk { pages: &empty, ..good }], "too_few_pages");
     check(&[Chunk { pages: &outside, start: 0, ..good }], "page_out_of_range");
     check(&[other, good], "page_written_twice");
     check(&[good, other, Chunk { pages: &apart, ..good }], "repeated_sequence");
@@ -79,7 +81,7 @@ fn a_history_has_the_tokens_before_the_sample() {
 fn only_rows_with_logits_count_against_the_row_limit() {
     let (_file, _, mut engine) = open(&MODELS[0]);
     engine.limits.rows = 2;
-    let tables: Vec<[PageId; 1]> = (0..4).map(|page| [PageId(page)]).collect();
+    let tables: Vec<PageTable> = (0..4).map(|page| [PageId(page)].into()).collect();
     let tokens = prompt(1, 3);
     let chunk = |sequence: u64, source, sample| Chunk {
         sequence,

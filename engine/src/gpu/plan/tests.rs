@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::pieces::piece_tokens;
 use super::*;
-use crate::kv::PageId;
+use crate::kv::{PageId, PageTable};
 use crate::sampling::{Sample, Sampling};
 
 const PAGE_TOKENS: usize = 16;
@@ -16,7 +16,7 @@ struct Owned {
     tokens: Vec<u32>,
     source: TokenSource,
     start: u32,
-    pages: Vec<PageId>,
+    pages: PageTable,
     is_sampled: bool,
 }
 
@@ -168,6 +168,25 @@ fn a_graph_finds_the_lists_of_every_step_of_its_size() {
 }
 
 #[test]
+fn the_words_of_a_step_do_not_depend_on_the_capacity() {
+    let (owned, mut words) = (Owned::row(5, 700, 0), vec![0; 1 << 16]);
+    let counts = [(1, 1), (256, 8), (1024, 1024)].map(|(rows, chunks)| {
+        let mut plan = Plan::new(StepCapacity { rows, chunks, pages: 64 }, PAGE_TOKENS);
+        plan.lay_out(&[owned.chunk()], |_| 0, 0, &mut words);
+        plan.words()
+    });
+    assert!(counts.iter().all(|words| *words == counts[0]), "{counts:?}");
+}
+
+#[test]
+#[should_panic = "exceeds the capacity"]
+fn a_step_beyond_the_capacity_is_not_laid_out() {
+    let mut plan = Plan::new(StepCapacity { rows: 2, chunks: 2, pages: 64 }, PAGE_TOKENS);
+    let owned = Owned::prompt(&[1, 2, 3], 0, 0);
+    plan.lay_out(&[owned.chunk()], |_| 0, 0, &mut vec![0; 1 << 16]);
+}
+
+#[test]
 fn too_many_page_table_entries_do_not_fit() {
     let plan = Plan::new(CAPACITY, PAGE_TOKENS);
     assert!(plan.has_room(CAPACITY.pages) && !plan.has_room(CAPACITY.pages + 1));
@@ -246,7 +265,7 @@ proptest! {
         let fillers = decode_rows.saturating_sub(owned.len());
         prop_assert_eq!(plan.prefill.chunks.clone(), 0..prompts);
         prop_assert_eq!(plan.decode.chunks.clone(), prompts..owned.len() + fillers);
-        let filler = Owned { tokens: vec![0], source: TokenSource::Sampled, start: 0, pages: vec![PageId(0)], is_sampled: true };
+        let filler = Owned { tokens: vec![0], source: TokenSource::Sampled, start: 0, pages: [PageId(0)].into(), is_sampled: true };
         let all: Vec<&Owned> = chunks.iter().copied().chain((0..fillers).map(|_| &filler)).collect();
 
         let mut row = 0;

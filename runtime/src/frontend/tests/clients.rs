@@ -34,6 +34,27 @@ fn a_silent_stream_sends_blank_lines() {
 }
 
 #[test]
+fn a_chat_sends_blank_lines_before_its_first_event() {
+    let server = start(Script::Hold(0), Limits { keep_alive: SOON, ..Limits::default() });
+    let body = json!({"messages": [{"role": "user", "content": "a"}], "stream": true}).to_string();
+    let mut stream = server.http.connect();
+    stream.write(format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    let request = server.next_request();
+    for _ in 0..2 {
+        assert!(!stream.until(BLANK_LINE).contains("data: "));
+    }
+    assert!(server.shared.streams.batch().token(request, 97.into()));
+    let events = stream.until(r#""content":"a""#);
+    let first = events.lines().find(|line| line.starts_with("data: ")).unwrap();
+    assert!(first.contains(r#""role":"assistant""#), "{first}");
+    server.finish(request);
+    stream.until("data: [DONE]");
+}
+
+#[test]
 fn a_failure_after_the_start_is_an_event() {
     let server = start(Script::Hold(0), Limits { keep_alive: SOON, ..Limits::default() });
     let body = json!({"messages": [{"role": "user", "content": "a"}], "stream": true}).to_string();
