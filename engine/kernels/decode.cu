@@ -26,7 +26,7 @@ constexpr int COPYING = WARPS, JOINING = WARPS + 1, THREADS = (WARPS + 2) * WARP
 constexpr int BLOCKS = 2;          // of a multiprocessor
 constexpr int COLUMNS = 8;         // heads of a product
 constexpr int STATE_FLOATS = 512;  // of a warp, in shared memory
-constexpr int PIECES_MAX = 32;     // of a row
+constexpr int PIECES_MAX = 32;     // of a row; `ROW_PIECES_MAX` of engine/src/gpu/plan/pieces.rs
 constexpr int JOINERS = 512;       // the most threads that join the pieces of a row
 constexpr float LEAST = -1e30f, LOG2_E = 1.44269504f;
 
@@ -207,9 +207,9 @@ __device__ Found broadcast(const Found& found, int lane) {
           from(found.kv_head), from(found.first), from(found.tokens), from(found.first_page)};
 }
 
-// What the copying warp does: copies the tiles of all items of its block. The lists of the step are there before its first kernel, and so are keys and
-// values of earlier positions. So before the warp waits for the previous kernel, it looks up the first 32 items and the first pages, and copies the first
-// tiles.
+// What the copying warp does: copies the tiles of all items of its block. The lists of the step, and keys and values of earlier positions, are on the
+// device before its first kernel. So before the warp waits for the previous kernel, it looks up the first 32 items and the first pages, and copies the
+// first tiles.
 template <typename Numbers, int DIMS, int STAGES, int HEADS>
 struct Copier {
   using Tile = TileLayout<Numbers, DIMS>;
@@ -247,7 +247,8 @@ struct Copier {
     copy_bytes(shared_address(queries_of[to_stage]), queries, piece.heads * DIMS * sizeof(bf16), full + to_stage * sizeof(uint64_t));
   }
 
-  // Copies the tiles of an item from position `begin` to before `end`. `starts` are those of 32 boxes, at first of the item's first.
+  // Copies the tiles of an item from position `begin` to before `end`. `starts` has the starts of 32 boxes. The first call for an item gets those of its
+  // first boxes.
   __device__ void copy_tiles(const Found& found, BoxStart& starts, int begin, int end, bool with_queries) {
     const Piece& piece = found.piece;
     // A lane copies a box of keys or values.
@@ -281,7 +282,7 @@ struct Copier {
     int number = 0;
     Found found = item(number);
     BoxStart starts = look_up(found, 0);
-    // The row's own position is written by the previous kernel. It can only be in the last tile of an item.
+    // The previous kernel writes the row's own position, which can only be in the last tile of an item.
     int begin = found.piece.index < 0 ? 0 : min(STAGES, (found.tokens - 1) / Tile::TOKENS) * Tile::TOKENS;
     copy_tiles(found, starts, 0, begin, false);
     after_previous();
@@ -415,18 +416,18 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) attend(const __grid_constant_
   if (lane == 0) arrive(states_full);
 }
 
-// A block joins the pieces of a row. With `codes` it also rounds the row, of any number of pieces. Otherwise it writes the row to `out` if there are several
-// pieces.
+// A block joins the pieces of a row. With `codes` it rounds every row to FP8, also a row of one piece. Without, it writes rows of several pieces to `out`.
 template <int DIMS, int PER_THREAD>
 __global__ void __launch_bounds__(JOINERS) join_pieces(const DecodeRun of) {
-  constexpr int WIDTH = DIMS / VECTOR, OWN = PIECES_MAX / WIDTH;  // WIDTH threads have a head, and OWN of its pieces each
+  // WIDTH threads join a head. Each loads the sums of up to OWN pieces.
+  constexpr int WIDTH = DIMS / VECTOR, OWN = PIECES_MAX / WIDTH;
   const int row = blockIdx.x, first = of.row_pieces[row], pieces = of.row_pieces[row + 1] - first, count = of.heads * WIDTH;
   after_previous(of.rows);
   if (pieces == 1 && of.codes == nullptr) return;
   Vector kept[PER_THREAD];
 #pragma unroll
   for (int n = 0; n < PER_THREAD; n++) {
-    // All threads take part in the exchange of numbers.
+    // Threads after the last vector repeat it, because all lanes take part in the shuffles.
     const int i = min(static_cast<int>(n * blockDim.x + threadIdx.x), count - 1), head = i / WIDTH;
     if (pieces == 1) {
       kept[n] = vectors(of.out)[int64_t{row} * count + i];
@@ -514,8 +515,8 @@ extern "C" {
 // - `row_pieces[r]` is the number of pieces before those of row r. `row_pieces[rows]` is the number of all pieces, at most `pieces`. The lists of pieces
 //   have room for `pieces` pieces. A row has at most 32.
 // - `partial_out` has pieces * heads * head_dim bf16 numbers, and `partial_sums` has pieces * heads floats.
-// - With `codes` and `scales`, the rows are also rounded to FP8 and written there, and then `out` has any numbers in rows of several pieces. A row has at
-//   most 16384 numbers.
+// - With `codes` and `scales`, the rows are rounded to FP8 and written there. Then rows of several pieces are undefined in `out`.
+// - A row has at most 16384 numbers.
 int baton_decode_run(const DecodeRun* arguments, cudaStream_t stream) {
   const DecodeRun& of = *arguments;
   if (of.rows == 0) return cudaSuccess;

@@ -7,8 +7,9 @@
 // A block has warpgroups that multiply and a warp that copies tiles of weights and of rows to shared memory. It starts to copy weights before the rows are
 // ready, because weights do not depend on the previous kernel.
 //
-// Every block reads its rows, so with many rows the caches limit the speed. Blocks in a cluster share what they copy: blocks with the same outputs share a
-// tile of weights and multiply different rows, and blocks with the same rows share the rows and multiply different outputs.
+// Every block reads all the rows that it multiplies, so with many rows the bandwidth of the caches is the limit. Blocks of a cluster share what they copy:
+// blocks with the same outputs share a tile of weights and multiply different rows, and blocks with the same rows share the rows and multiply different
+// outputs.
 
 #include <cuda_bf16.h>
 
@@ -25,13 +26,14 @@ constexpr int GROUP = 4 * WARP, GROUP_OUTPUTS = 64;  // a warpgroup, and the out
 constexpr int ROWS_MAX = 64, ROWS_MAX_CLUSTER = 128;
 constexpr int SLICE_INPUTS = LINE_BYTES, STEP_INPUTS = 32;
 constexpr int ROUNDING_THREADS = 256;
+constexpr int MULTIPROCESSORS = 132;  // of an H200
 // With more outputs, blocks of two warpgroups still give every multiprocessor work.
 constexpr int OUTPUTS_MANY = 8192;
-// Up to this many outputs, the clusters of two blocks fit on an H200's 132 multiprocessors, one block on each.
-constexpr int OUTPUTS_FEW = 66 * GROUP_OUTPUTS;
+// Up to this many outputs, the clusters of two blocks fit on the multiprocessors, one block on each.
+constexpr int OUTPUTS_FEW = MULTIPROCESSORS / 2 * GROUP_OUTPUTS;
 
 // How a block works.
-// - ROWS rows are multiplied, PART of them at a time. A product of a part and of 128 inputs is an item, and IN_FLIGHT items run at a time.
+// - It multiplies ROWS rows, PART rows at a time. An item is the product of PART rows with 128 inputs. Up to IN_FLIGHT items run at a time.
 // - GROUPS warpgroups multiply. A multiprocessor has BLOCKS blocks.
 // - Shared memory has STAGES stages, each of SLICES slices of a tile of weights and a tile of rows.
 // - SHARE_ROWS blocks of a cluster have the same rows, and SHARE_WEIGHTS blocks the same outputs.
@@ -42,11 +44,11 @@ struct Shape {
   static constexpr int PARTS = ROWS / PART, THREADS = GROUPS * GROUP + WARP, OUTPUTS = GROUPS * GROUP_OUTPUTS;
   static constexpr int WEIGHTS_BYTES = OUTPUTS * LINE_BYTES, SLICE_BYTES = WEIGHTS_BYTES + ROWS * LINE_BYTES, BYTES = SLICES * SLICE_BYTES;
   static constexpr int SHARED_BYTES = TILE_ALIGN + STAGES * BYTES;
-  // A stage is empty only after the items of the stage before it, and IN_FLIGHT items may be in stages that are full.
+  // A stage is empty when all its items are added. While the last one is, the items in flight are in the other stages.
   static_assert((STAGES - 1) * SLICES * PARTS >= IN_FLIGHT);
 };
 
-// Items that a warpgroup submits before it waits for all of them: those of CHUNK_SLICES slices.
+// After this many slices a warpgroup waits for all its items.
 constexpr int CHUNK_SLICES = 8;
 
 template <typename F, int... NUMBERS>
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(Of::THREADS, Of::BLOCKS)
     initialise_for_copies(full + threadIdx.x * sizeof(uint64_t), threadIdx.x < STAGES ? 1 : CLUSTER * MULTIPLIERS / WARP);
   }
   synchronise<CLUSTER>();
-  // The place of the block among those with the same rows, and among those with the same outputs.
+  // `of_outputs` is the block's index among those with the same rows, and `of_rows` among those with the same outputs.
   const int in_cluster = blockIdx.x % CLUSTER, of_outputs = in_cluster / Of::SHARE_WEIGHTS, of_rows = in_cluster % Of::SHARE_WEIGHTS;
   const int first_row = of_rows * Of::ROWS, first_output = (blockIdx.x / CLUSTER * Of::SHARE_ROWS + of_outputs) * Of::OUTPUTS;
   // Slices past the last input are zero.
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(Of::THREADS, Of::BLOCKS)
 
   if (threadIdx.x >= MULTIPLIERS) {
     if (threadIdx.x > MULTIPLIERS) return;
-    // A block copies a share of the weights to the blocks that have them, and a share of the rows.
+    // A block copies its share of the weights to all blocks with the same outputs, and its share of the rows to all blocks with the same rows.
     constexpr int OUTPUTS_SHARE = Of::OUTPUTS / Of::SHARE_WEIGHTS, ROWS_SHARE = Of::ROWS / Of::SHARE_ROWS;
     const uint32_t same_outputs = ((1u << Of::SHARE_WEIGHTS) - 1) << of_outputs * Of::SHARE_WEIGHTS;
     uint32_t same_rows = 0;
@@ -155,7 +157,7 @@ __global__ void __launch_bounds__(Of::THREADS, Of::BLOCKS)
     for (int i = 0; i < Of::PART / 2; i++) sums[PART * Of::PART / 2 + i] += of[i];
     pin(of);
   };
-  // The items of some fills. An item runs while those before it are added. None runs at the end, because otherwise the compiler makes every item wait.
+  // Multiplies `count` fills. Items run while earlier ones are added. None is in flight at the end, because otherwise the compiler makes every item wait.
   const auto multiply_fills = [&](auto count) {
     constexpr int ITEMS = count * SLICES * Of::PARTS, AHEAD = Of::IN_FLIGHT - 1 < ITEMS ? Of::IN_FLIGHT - 1 : ITEMS;
     for_each<AHEAD>([&](auto item) { submit(item); });
@@ -169,9 +171,13 @@ __global__ void __launch_bounds__(Of::THREADS, Of::BLOCKS)
   constexpr int CHUNK = CHUNK_SLICES / SLICES;
   int left = fills;
   for (; left >= CHUNK; left -= CHUNK) multiply_fills(std::integral_constant<int, CHUNK>());
-  for (; left > 0; left--) multiply_fills(std::integral_constant<int, 1>());
+  if constexpr (CHUNK > 4) {
+    if (left & 4) multiply_fills(std::integral_constant<int, 4>());
+  }
+  if (left & 2) multiply_fills(std::integral_constant<int, 2>());
+  if (left & 1) multiply_fills(std::integral_constant<int, 1>());
 
-  // All warpgroups have read the stages, whose memory takes the results: [ROWS][64 outputs] of a group.
+  // After this barrier no warpgroup reads the stages. Their memory then has the results: [ROWS][64 outputs] of each group.
   if (threadIdx.x < Of::ROWS) scales_of_rows[threadIdx.x] = scale_of_row;
   synchronise_threads(1, MULTIPLIERS);
   constexpr int PER_VECTOR = 16 / sizeof(Out), LINE = GROUP_OUTPUTS + PER_VECTOR, VECTORS = GROUP_OUTPUTS / PER_VECTOR;
@@ -276,7 +282,11 @@ int of_size(const Fp8Products& of, cudaStream_t stream) {
   const bool is_few = of.outputs <= OUTPUTS_FEW;
   if (of.rows <= 64) {
     if (is_few) return multiply<Shape<32, 32, 1, 8, 2, 1, 3, 1, 2>, Out>(of, stream);
-    return of_outputs<Shape<64, 32, 4, 5, 1, 1, 2>, Shape<64, 64, 1, 12, 1, 1, 2, 2, 1>, Out>(of, stream);
+    // Large blocks read the rows less often, but they have to fill the multiprocessors.
+    using Large = Shape<64, 32, 4, 5, 1, 1, 2>;
+    const int large = (of.outputs + Large::OUTPUTS - 1) / Large::OUTPUTS;
+    if (large <= MULTIPROCESSORS && large > MULTIPROCESSORS * 2 / 3) return multiply<Large, Out>(of, stream);
+    return of_outputs<Shape<64, 64, 1, 6, 1, 2, 2>, Shape<64, 64, 1, 12, 1, 1, 2, 2, 1>, Out>(of, stream);
   }
   return is_few ? multiply<Shape<64, 64, 1, 6, 2, 1, 2, 1, 2>, Out>(of, stream) : multiply<Shape<64, 64, 1, 6, 1, 2, 2, 1, 2>, Out>(of, stream);
 }

@@ -1,12 +1,8 @@
-// Launches our kernels with programmatic dependent launch: a kernel may start while the previous kernel still runs, and even before the second-last
-// kernel has finished.
+// Launches our kernels with programmatic dependent launch: a kernel may start while the previous kernel, and even the one before it, still runs.
 //
 // FlashInfer's kernels are launched without overlap. cublasLt's are launched with overlap, and they share a workspace that they read before they wait. So
-// a cublasLt kernel may start only when everything before its predecessor has finished: with many rows, a kernel that may precede one of cublasLt's
-// lets it start late.
-//
-// The rows of a kernel may be some of the step's rows. This is right as long as a kernel that is launched without overlap, or one that lets the next
-// kernel start late, follows before cublasLt's next kernel.
+// between two kernels of cublasLt, at least one kernel is launched without overlap, or lets the next one start only when everything before itself has
+// finished. With many rows, the kernels that may precede one of cublasLt's do so.
 //
 // A kernel calls `after_previous` before it accesses memory that an earlier kernel of the step writes or reads. The work before
 // that call overlaps the end of the previous kernel: for example reading weights, or lists that were copied to the device
@@ -20,13 +16,14 @@ namespace {
 // With up to this many rows, a step has no kernel of cublasLt: `row_products` computes its products, also with bf16 weights.
 constexpr int ROWS_FEW = 16;
 
-// Lets the next kernel start, and waits until the previous kernel has finished and its writes are visible. The next kernel is not cublasLt's.
+// Lets the next kernel start, and waits until the previous kernel has finished and its writes are visible. For kernels that a cublasLt kernel never directly
+// follows.
 __device__ inline void after_previous() {
   cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();
 }
 
-// The same if the next kernel may be cublasLt's. `rows` is the number of rows of this kernel and of the next one.
+// The same for a kernel of `rows` rows that a cublasLt kernel may follow.
 __device__ inline void after_previous(int rows) {
   if (rows <= ROWS_FEW) cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();

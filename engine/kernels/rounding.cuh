@@ -49,8 +49,7 @@ __device__ float block_max(float value) {
   return largest;
 }
 
-// Rounds row number `row`, which the threads of a block have: each has PER_THREAD vectors, and vector n of a thread is number
-// n * blockDim.x + threadIdx.x of the row's `count`.
+// Rounds row `row`. The block's threads have it: vector n of a thread is number n * blockDim.x + threadIdx.x of the row's `count` vectors.
 template <int PER_THREAD>
 __device__ void round_row(const Vector (&kept)[PER_THREAD], int64_t row, int count, uint8_t* codes, float* scales) {
   float largest = 0.f;

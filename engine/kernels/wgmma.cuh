@@ -34,7 +34,8 @@ __device__ void copy_tile(uint32_t to, const CUtensorMap* matrix, int column, in
       : "memory");
 }
 
-// Copies a box to the same place in the COUNT blocks of a cluster that `blocks` has a bit for, and to the barrier of each. One block is the caller's.
+// Copies a box to the same place in the COUNT blocks of a cluster that `blocks` has a bit for, and to the barrier of each. With COUNT = 1
+// it copies to the caller's block.
 template <int COUNT>
 __device__ void copy_tile_to(uint32_t to, const CUtensorMap* matrix, int column, int line, uint32_t barrier, uint32_t blocks) {
   if constexpr (COUNT == 1) {

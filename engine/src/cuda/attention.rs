@@ -214,9 +214,12 @@ impl Attention {
         unsafe { launch("baton_fa3_run", self.flash.fa3_run, &arguments, step.stream) }
     }
 
-    /// Runs one layer's attention for the decode rows. If `codes` and `scales` are not null, they get the results in FP8, and `heads.out` gets only some.
-    /// They have room for the decode rows.
-    pub(super) fn run_decode(
+    /// Runs one layer's attention for the decode rows. If `codes` and `scales` are not null, they get the results in FP8, and `heads.out` gets only rows of
+    /// one piece.
+    ///
+    /// # Safety
+    /// `codes` and `scales` are null or have room for the decode rows.
+    pub(super) unsafe fn run_decode(
         &self,
         step: &Uploaded<'_>,
         heads: &Heads<'_>,
@@ -256,7 +259,8 @@ impl Attention {
             fp8: i32::from(self.dtype == KvDtype::Fp8),
         };
         // SAFETY: the lengths of partial results, queries and outputs are checked above. The pages are in the pool, by the
-        // contract of `Lists::lay_out`. `Plan` writes only pieces of this part's rows, as many as `row_pieces` says.
+        // contract of `Lists::lay_out`. `Plan` writes only pieces of this part's rows, as many as `row_pieces` says. The caller's contract covers the
+        // rest.
         unsafe { launch("baton_decode_run", baton_decode_run, &arguments, step.stream) }
     }
 

@@ -18,6 +18,8 @@ use crate::survey::KERNELS_FOR;
 const SIZES_ALIGN: usize = 32;
 /// Maximum hidden size that one thread block normalises.
 const HIDDEN_MAX: usize = 16_384;
+/// Maximum number of numbers in a row of queries: one thread block joins the pieces of a row.
+const QUERY_MAX: usize = 16_384;
 /// Maximum feed-forward size with rows in FP8: one thread block rounds a row.
 const ROUNDED_FEED_MAX: usize = 65_536;
 /// Lines of the pool, which attention of decode rows counts in 32 bits. A line has the numbers of a head at a position.
@@ -48,6 +50,12 @@ pub(crate) fn check_spec(spec: &ModelSpec, quantization: Quantization) -> Result
     spec.check_multiples(SIZES_ALIGN)?;
     if spec.hidden > HIDDEN_MAX {
         let what = format!("its hidden size is {}, but a GPU supports at most {HIDDEN_MAX}", spec.hidden);
+        return Err(what);
+    }
+    let query = spec.attention.query();
+    if query > QUERY_MAX {
+        let what =
+            format!("its queries have {query} numbers per token, but a GPU supports at most {QUERY_MAX}");
         return Err(what);
     }
     if quantization.rounds_rows() && spec.feed_forward > ROUNDED_FEED_MAX {

@@ -324,12 +324,13 @@ impl Forward {
         }
         let matrix = self.matrices.attention_output;
         let (rounded, x) = match prefill {
-            // The product rounds all rows together.
+            // `multiply` rounds the rows of prompts and decode rows together.
             Some(_) => (NOT_ROUNDED, Rows::Plain(attended)),
             None => (self.products.rounded(rows, matrix.inputs), self.products.rows(attended)),
         };
         if !step.plan().decode.rows.is_empty() {
-            self.attention.run_decode(step, &of_layer, rounded)?;
+            // SAFETY: `rounded` has room for all rows of the step.
+            unsafe { self.attention.run_decode(step, &of_layer, rounded)? };
         }
         self.products.multiply(x, &layer.attention_output, delta, rows, matrix, step.stream)
     }

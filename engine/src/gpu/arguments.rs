@@ -239,7 +239,7 @@ arguments! {
         page_tokens: i32,
         head_dim: i32,
     }
-    /// Attention of a step's decode rows. With `codes` and `scales`, the results are also rounded to FP8 and written there, and `out` has only some of them.
+    /// Attention of a step's decode rows. With `codes` and `scales`, the results are rounded to FP8 and written there, and `out` then has only rows of one piece.
     DecodeRun, 176 bytes {
         partial_out: *mut bf16,
         partial_sums: *mut f32,

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::pieces::piece_tokens;
+use super::pieces::{ROW_PIECES_MAX, piece_tokens};
 use super::*;
 use crate::kv::{PageId, PageTable};
 use crate::sampling::{Sample, Sampling};
@@ -326,4 +326,10 @@ proptest! {
         prop_assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{:?}", ranges);
         prop_assert!(ranges.last().unwrap().1 == plan.words() && plan.words() <= plan.words_max(), "{:?}", ranges);
     }
+}
+
+#[test]
+fn the_kernel_joins_as_many_pieces_as_a_row_may_have() {
+    let source = include_str!("../../../kernels/decode.cu");
+    assert!(source.contains(&format!("constexpr int PIECES_MAX = {ROW_PIECES_MAX};")));
 }
