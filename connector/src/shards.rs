@@ -13,6 +13,8 @@
 //! Both sides cut the page where the side with more shards does. A session has one *lane* for each of these pieces. A put carries one piece,
 //! and a page is complete when all of its pieces are.
 
+use crate::transport::{Descriptor, TransportError};
+
 /// Maximum number of shards of a page. The largest descriptors of so many shards take half of a message.
 pub const SHARDS_MAX: u32 = 16;
 /// A shard is a multiple of this many bytes, so that no segment of the [page hash](crate::page_hash) lies in two shards.
@@ -131,6 +133,13 @@ impl Lanes {
         }
         let fits = local.is_multiple_of(remote) || remote.is_multiple_of(local);
         if fits { Ok(Self { local, remote }) } else { Err(ShardError::Grids(local, remote)) }
+    }
+
+    /// The lanes from a node with `regions` regions to the peer of this descriptor.
+    pub(crate) fn to(regions: usize, peer: &Descriptor) -> Result<Self, TransportError> {
+        let count = |shards: usize| u32::try_from(shards).unwrap_or(u32::MAX);
+        let lanes = Self::between(count(regions), count(peer.shards.len()));
+        lanes.map_err(|error| TransportError::Descriptor(error.to_string()))
     }
 
     /// Number of lanes, and so of pieces of a page.

@@ -29,6 +29,7 @@ fn identity() -> Identity {
         scale: "1".into(),
         page_bytes: 4096,
         page_hash: true,
+        shards: 1,
     };
     Identity {
         incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
@@ -79,8 +80,7 @@ async fn a_peer_that_reads_no_frames_is_disconnected_before_a_frame_is_lost() {
         }
     };
     let session = SessionId(1);
-    let descriptor =
-        Descriptor { transport: "t".into(), worker_address: vec![], rkey: vec![], base: 0, bytes: 0 };
+    let descriptor = Descriptor { transport: "t".into(), shards: vec![] };
     sockets.deliver(SayWelcome { connection, session, descriptor }.into());
     let write = |pages| {
         let frame = Frame::RingShare { pages };
