@@ -88,7 +88,7 @@ const MUTANTS: &[Mutant] = &[
         "announce pages before the flush completes",
         "actors/src/transfer/state/session.rs",
         "let is_whole = |put: &&Put| put.credit.0 < flushed && put.is_over();",
-        "let is_whole = |put: &&Put| (put.credit.0 < flushed || put.done) && put.is_over();",
+        "let is_whole = |put: &&Put| (put.credit.0 < flushed || put.is_done()) && put.is_over();",
     ),
     mutant(
         "reserve more pages for a transfer than the pool has",
