@@ -91,6 +91,30 @@ const MUTANTS: &[Mutant] = &[
         "let is_whole = |put: &&Put| (put.credit.0 < flushed || put.is_done()) && put.is_over();",
     ),
     mutant(
+        "adopt a page when its first shard has landed",
+        "actors/src/transfer/state/session.rs",
+        "        if flush.left > 0 {\n            return false;\n        }\n",
+        "",
+    ),
+    mutant(
+        "release a page when its first piece is put",
+        "actors/src/transfer/state/session.rs",
+        "        self.left == 0\n",
+        "        self.left == 0 || self.left < self.tickets.count\n",
+    ),
+    mutant(
+        "hash only the first shard of a page",
+        "connector/src/page_hash.rs",
+        "contents.into_iter().fold(0, u64::wrapping_add)",
+        "contents.into_iter().take(1).fold(0, u64::wrapping_add)",
+    ),
+    mutant(
+        "put each piece of a page at the start of its shard",
+        "connector/src/shards.rs",
+        "u64::from(lane % pieces)",
+        "u64::from(lane % pieces / SHARDS_MAX)",
+    ),
+    mutant(
         "reserve more pages for a transfer than the pool has",
         "actors/src/buffer_manager/state/serving.rs",
         "cost + credit <= unclaimed && credit <= self.rings.room()",
