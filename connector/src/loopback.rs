@@ -386,8 +386,10 @@ impl Thread {
             return Event::Closed { session, drained: false };
         };
         found.inbox.close();
-        let flush = |outlet: &mut Outlet| outlet.held.is_empty() || outlet.deliver(0).is_ok();
-        let flushed = found.outlets.iter_mut().map(flush).fold(true, |all, flushed| all && flushed);
+        let mut flushed = true;
+        for outlet in &mut found.outlets {
+            flushed &= outlet.held.is_empty() || outlet.deliver(0).is_ok();
+        }
         Event::Closed { session, drained: flushed && !found.put_failed }
     }
 }

@@ -70,6 +70,12 @@ impl Memory {
         self.pages[page as usize][first as usize..first as usize + content.len()].copy_from_slice(content);
     }
 
+    /// True if the heads of a page from `first` on have the tokens of `content`.
+    pub(super) fn has_tokens(&self, page: u32, first: u32, content: &[Head]) -> bool {
+        let there = self.heads(page, first..first + content.len() as u32).iter().map(|head| head.tokens);
+        there.eq(content.iter().map(|head| head.tokens))
+    }
+
     /// True if requests of this salt computed all of the page.
     pub(super) fn has_salt(&self, page: u32, salt: Option<CacheSalt>) -> bool {
         self.pages[page as usize].iter().all(|head| head.salt == salt)
