@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::place;
 
 mod fleet;
+mod shards;
 
 const BUILD: [&str; 5] = ["build", "--locked", "-p", "integration-tests", "--bin=sim"];
 /// The arguments of the simulator for a mutant: the first seed and the number of histories (simulated runs).
@@ -32,7 +33,7 @@ const fn mutant(rule: &'static str, file: &'static str, from: &'static str, to: 
 }
 
 fn all() -> impl Iterator<Item = &'static Mutant> {
-    MUTANTS.iter().chain(fleet::MUTANTS)
+    MUTANTS.iter().chain(shards::MUTANTS).chain(fleet::MUTANTS)
 }
 
 const MUTANTS: &[Mutant] = &[
@@ -89,30 +90,6 @@ const MUTANTS: &[Mutant] = &[
         "actors/src/transfer/state/session.rs",
         "let is_whole = |put: &&Put| put.credit.0 < flushed && put.is_over();",
         "let is_whole = |put: &&Put| (put.credit.0 < flushed || put.is_done()) && put.is_over();",
-    ),
-    mutant(
-        "adopt a page when its first shard has landed",
-        "actors/src/transfer/state/session.rs",
-        "        if flush.left > 0 {\n            return false;\n        }\n",
-        "",
-    ),
-    mutant(
-        "release a page when its first piece is put",
-        "actors/src/transfer/state/session.rs",
-        "        self.left == 0\n",
-        "        self.left == 0 || self.left < self.tickets.count\n",
-    ),
-    mutant(
-        "hash only the first shard of a page",
-        "connector/src/page_hash.rs",
-        "contents.into_iter().fold(0, u64::wrapping_add)",
-        "contents.into_iter().take(1).fold(0, u64::wrapping_add)",
-    ),
-    mutant(
-        "put each piece of a page at the start of its shard",
-        "connector/src/shards.rs",
-        "u64::from(lane % pieces)",
-        "u64::from(lane % pieces / SHARDS_MAX)",
     ),
     mutant(
         "reserve more pages for a transfer than the pool has",
