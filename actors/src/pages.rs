@@ -8,6 +8,9 @@ use connector::memory::Region;
 use connector::page_hash::{PageSeed, finished, page_hash};
 use engine::{KvPool, PageId};
 
+/// Number of shards into which this node divides a page: its only process has the whole page.
+pub const SHARDS: u32 = 1;
+
 /// A host pool's bytes.
 struct Cells(Arc<KvPool>);
 

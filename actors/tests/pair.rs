@@ -164,7 +164,7 @@ fn start_compiling(
             }
             sink(events);
         });
-        let transport = LoopbackTransport::start(region, sink)?;
+        let transport = LoopbackTransport::start(vec![region], sink)?;
         Ok(Arc::new(Watched(transport, damage)) as Arc<dyn Transport>)
     });
     let link = Some(LinkConfig {

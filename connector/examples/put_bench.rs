@@ -35,7 +35,8 @@ fn start() -> (UcxTransport, Receiver<Event>) {
     config.defaults.retain(|(name, _)| std::env::var_os(name).is_none());
     let (send, events) = channel();
     let sink: EventSink = Box::new(move |batch| batch.into_iter().for_each(|event| drop(send.send(event))));
-    let transport = UcxTransport::start(Region::host(REGION_BYTES as usize), &config, Box::new(|| ()), sink);
+    let transport =
+        UcxTransport::start(vec![Region::host(REGION_BYTES as usize)], &config, Box::new(|| ()), sink);
     (transport.unwrap_or_else(|error| panic!("{error}")), events)
 }
 
@@ -82,7 +83,9 @@ fn unhex(text: &str) -> Vec<u8> {
 fn receiver() {
     let (transport, events) = start();
     let peer = opened(&transport, &events);
-    println!("{} {} {} {}", hex(&peer.worker_address), hex(&peer.rkey), peer.base, peer.bytes);
+    for ShardDescriptor { worker_address, rkey, base, bytes } in peer.shards {
+        println!("{} {} {base} {bytes}", hex(&worker_address), hex(&rkey));
+    }
     for line in std::io::stdin().lines() {
         line.expect("standard input can be read");
         let (process, thread) = cpu();
@@ -118,13 +121,13 @@ impl Peer {
     fn descriptor(&mut self) -> Descriptor {
         let line = self.line();
         let words: Vec<_> = line.split(' ').collect();
-        Descriptor {
-            transport: "ucx".into(),
+        let shard = ShardDescriptor {
             worker_address: unhex(words[0]),
             rkey: unhex(words[1]),
             base: words[2].parse().expect("base"),
             bytes: words[3].parse().expect("bytes"),
-        }
+        };
+        Descriptor { transport: "ucx".into(), shards: vec![shard] }
     }
 
     /// CPU seconds of the receiver and of its transport thread.
@@ -167,7 +170,14 @@ impl Puts {
         let (local_offset, remote_offset) = (number % pages * page, number * 31 % pages * page);
         let ticket = Ticket(number);
         self.transport
-            .submit(Command::Put { session: SESSION, ticket, local_offset, remote_offset, bytes: page })
+            .submit(Command::Put {
+                session: SESSION,
+                ticket,
+                lane: 0,
+                local_offset,
+                remote_offset,
+                bytes: page,
+            })
             .expect("the queue has room for a window");
     }
 
@@ -186,7 +196,7 @@ impl Puts {
             }
             self.completed += 1;
         }
-        let flush = Command::Flush { session: SESSION, ticket: Ticket(u64::MAX) };
+        let flush = Command::Flush { session: SESSION, ticket: Ticket(u64::MAX), lane: 0 };
         self.transport.submit(flush).expect("the queue has room");
         match next(&self.events) {
             Event::Flushed { result, .. } => result.expect("flush"),

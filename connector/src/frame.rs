@@ -16,6 +16,7 @@ use common::splitmix::mix;
 use serde::{Deserialize, Serialize};
 
 use crate::ring::{CreditNumber, PageIndex};
+use crate::shards::{Lanes, ShardError, divide};
 use crate::transport::Descriptor;
 use crate::wire;
 pub use prefill::{
@@ -67,7 +68,8 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// The model and the layout of its KV pages. Two processes exchange pages only if everything but the model's name is equal.
+/// The model and the layout of its KV pages. Two processes exchange pages only if everything but the model's name and the number of shards is
+/// equal, and if the [lanes](crate::shards::Lanes) between their shards exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvShape {
     /// The model's name, for error messages only.
@@ -93,6 +95,8 @@ pub struct KvShape {
     pub page_bytes: u64,
     /// Whether the sender hashes pages and the receiver checks the hashes.
     pub page_hash: bool,
+    /// Number of shards into which the process divides a page. It may differ from the peer's.
+    pub shards: u32,
 }
 
 /// Two processes cannot work together. The text says what differs and how to fix it.
@@ -147,6 +151,19 @@ pub enum Incompatible {
         /// The peer's value.
         theirs: String,
     },
+    /// The two sides cannot divide a page as they do, or one side breaks its own division.
+    #[error(transparent)]
+    Shards(#[from] ShardError),
+    /// The listener's list of regions does not have one region for each shard.
+    #[error(
+        "peer sent {regions} memory regions of equal size for {shards} shards of a page; run the same build on both sides"
+    )]
+    Regions {
+        /// Number of regions as large as the first one.
+        regions: usize,
+        /// Number of shards in the peer's shape.
+        shards: u32,
+    },
     /// The peer's proof of the secret is missing or wrong.
     #[error("peer does not know our link.secret; set the same link.secret on both sides")]
     Secret,
@@ -168,6 +185,8 @@ impl Incompatible {
             Self::Protocol { .. } | Self::Chosen { .. } => "protocol",
             Self::Model { .. } => "model",
             Self::Page { .. } => "page",
+            Self::Shards(error) => error.kind(),
+            Self::Regions { .. } => "regions",
             Self::Secret => "secret",
         }
     }
@@ -182,7 +201,7 @@ impl KvShape {
     /// Checks that a peer with the shape `theirs` can exchange pages with us.
     ///
     /// # Errors
-    /// [`Incompatible::Model`] or [`Incompatible::Page`], for the first property that differs.
+    /// [`Incompatible::Model`] or [`Incompatible::Page`], for the first property that differs; [`Incompatible::Shards`].
     pub fn accepts(&self, theirs: &KvShape) -> Result<(), Incompatible> {
         if self.fingerprint != theirs.fingerprint {
             return Err(Incompatible::Model { ours: self.named(), theirs: theirs.named() });
@@ -199,8 +218,23 @@ impl KvShape {
         page("number of layers", "--model", &self.layers, &theirs.layers)?;
         page("number of KV heads", "--model", &self.kv_heads, &theirs.kv_heads)?;
         page("head size", "--model", &self.head_dim, &theirs.head_dim)?;
+        for shards in [self.shards, theirs.shards] {
+            divide(self.page_bytes, self.kv_heads, shards)?;
+        }
+        Lanes::between(self.shards, theirs.shards)?;
         page(PAGE_SIZE, "engine.page_tokens", &self.page_bytes, &theirs.page_bytes)?;
         page("use of page hashes", "transport.page_hash", &self.page_hash, &theirs.page_hash)
+    }
+
+    /// Checks the listener's regions: one for each shard, all of one size.
+    ///
+    /// # Errors
+    /// [`Incompatible::Regions`].
+    pub fn has_regions(&self, descriptor: &Descriptor) -> Result<(), Incompatible> {
+        let first = descriptor.shards.first().map(|shard| shard.bytes);
+        let regions = descriptor.shards.iter().filter(|shard| Some(shard.bytes) == first).count();
+        let all = regions == descriptor.shards.len() && regions == self.shards as usize;
+        if all { Ok(()) } else { Err(Incompatible::Regions { regions, shards: self.shards }) }
     }
 }
 
@@ -275,7 +309,7 @@ pub struct Welcome {
     pub incarnation: Incarnation,
     /// The model that the listener serves.
     pub shape: KvShape,
-    /// Address of the listener's pool for remote writes.
+    /// Addresses of the listener's pools for remote writes.
     pub descriptor: Descriptor,
     /// Maximum number of outstanding credits in this session; at least 1.
     pub ring_pages: u32,

@@ -226,6 +226,7 @@ impl Link {
         };
         self.nonces.check(secret, Prover::Listener, welcome.proof.as_ref())?;
         hello.shape.accepts(&welcome.shape)?;
+        welcome.shape.has_regions(&welcome.descriptor)?;
         Ok(welcome)
     }
 

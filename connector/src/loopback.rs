@@ -2,13 +2,15 @@
 //!
 //! Each transport has a thread "baton-loopback", with the same queue and bounds as UCX. The transport delivers as late as the
 //! contract allows: a put copies its source and completes, and the bytes arrive only with the next flush. So code that announces a
-//! page before its flush fails in tests without a GPU. If a session holds back more than 64 MiB, the oldest puts arrive early. When a
+//! page before its flush fails in tests without a GPU. If a lane holds back more than 64 MiB, its oldest puts arrive early. When a
 //! receiver closes its session or is dropped, the sender's session fails.
 
 use crate::memory::{MemoryKind, Region};
+use crate::shards::{Lanes, Piece};
 use crate::transport::queue::{Driver, Queue, StopOnExit};
 use crate::transport::{
-    Command, Descriptor, Event, EventSink, SubmitError, Ticket, Transport, TransportError, TransportSession,
+    Command, Descriptor, Event, EventSink, ShardDescriptor, SubmitError, Transport, TransportError,
+    TransportSession,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +18,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 const NAME: &str = "loopback";
-/// Maximum number of bytes held back per session. Beyond that, the oldest puts arrive without a flush.
+/// Maximum number of bytes held back per lane. Beyond that, the oldest puts arrive without a flush.
 const HELD_BYTES_MAX: usize = 64 << 20;
 /// Interval at which a sender checks whether its receiver has closed.
 const CHECK_EVERY: Duration = Duration::from_millis(10);
@@ -32,27 +34,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The receiving end of a session.
 struct Inbox {
     number: u64,
-    region: Region,
+    regions: Vec<Region>,
     /// Locked while bytes are copied in, so that nothing is written after it became false.
     open: Mutex<bool>,
 }
 
 impl Inbox {
-    fn new(region: Region) -> Arc<Self> {
+    fn new(regions: Vec<Region>) -> Arc<Self> {
         let number = NEXT_INBOX.fetch_add(1, Ordering::Relaxed);
-        let inbox = Arc::new(Self { number, region, open: Mutex::new(true) });
+        let inbox = Arc::new(Self { number, regions, open: Mutex::new(true) });
         lock(&INBOXES).insert(number, Arc::downgrade(&inbox));
         inbox
     }
 
     fn descriptor(&self) -> Descriptor {
-        Descriptor {
-            transport: NAME.into(),
+        let shard = |region: &Region| ShardDescriptor {
             worker_address: self.number.to_le_bytes().to_vec(),
             rkey: Vec::new(),
-            base: self.region.base().as_ptr().addr() as u64,
-            bytes: self.region.bytes() as u64,
-        }
+            base: region.base().as_ptr().addr() as u64,
+            bytes: region.bytes() as u64,
+        };
+        Descriptor { transport: NAME.into(), shards: self.regions.iter().map(shard).collect() }
     }
 
     fn find(peer: &Descriptor) -> Result<Arc<Self>, TransportError> {
@@ -60,8 +62,9 @@ impl Inbox {
         if peer.transport != NAME {
             return Err(refuse(format!("transport is {:?}, not \"loopback\"", peer.transport)));
         }
-        let number = <[u8; 8]>::try_from(peer.worker_address.as_slice())
-            .map_err(|_| refuse(format!("worker address of {} bytes is not 8", peer.worker_address.len())))?;
+        let address = peer.shards.first().map(|shard| shard.worker_address.as_slice()).unwrap_or_default();
+        let number = <[u8; 8]>::try_from(address)
+            .map_err(|_| refuse(format!("worker address of {} bytes is not 8", address.len())))?;
         let found = lock(&INBOXES).get(&u64::from_le_bytes(number)).and_then(Weak::upgrade);
         let inbox = found.ok_or_else(|| refuse("no such session in this process".into()))?;
         if *peer != inbox.descriptor() {
@@ -88,9 +91,11 @@ struct Held {
     bytes: Vec<u8>,
 }
 
-/// The sending end of a session.
+/// The sending end of a lane.
 struct Outlet {
     peer: Arc<Inbox>,
+    /// The lane's region of this node and of the peer.
+    shards: (usize, usize),
     held: VecDeque<Held>,
     held_bytes: usize,
 }
@@ -100,6 +105,10 @@ fn peer_gone(call: &'static str) -> TransportError {
 }
 
 impl Outlet {
+    fn target(&self) -> &Region {
+        &self.peer.regions[self.shards.1]
+    }
+
     /// Copies the oldest puts to the peer until at most `bytes_max` bytes are held back.
     fn deliver(&mut self, bytes_max: usize) -> Result<(), TransportError> {
         let open = lock(&self.peer.open);
@@ -109,7 +118,7 @@ impl Outlet {
         while self.held_bytes > bytes_max {
             let Some(put) = self.held.pop_front() else { break };
             self.held_bytes -= put.bytes.len();
-            if let Some(target) = self.peer.region.at(put.remote_offset, put.bytes.len() as u64) {
+            if let Some(target) = self.target().at(put.remote_offset, put.bytes.len() as u64) {
                 // SAFETY: `at` has checked that the target lies in the peer's region, which `peer` keeps mapped. The peer granted this
                 // range to the session, and it cannot close while `open` is locked. The source is our own copy.
                 unsafe { std::ptr::copy_nonoverlapping(put.bytes.as_ptr(), target.as_ptr(), put.bytes.len()) }
@@ -121,17 +130,18 @@ impl Outlet {
 
 struct Session {
     inbox: Arc<Inbox>,
-    outlet: Option<Outlet>,
+    /// By lane; empty until the session is connected.
+    outlets: Vec<Outlet>,
     failure: Option<TransportError>,
     put_failed: bool,
 }
 
 impl Session {
-    fn ready(&mut self, session: TransportSession) -> Result<&mut Outlet, TransportError> {
-        match (&self.failure, &mut self.outlet) {
-            (Some(error), _) => Err(error.clone()),
-            (None, Some(outlet)) => Ok(outlet),
-            (None, None) => Err(TransportError::NotConnected(session.0)),
+    fn ready(&mut self, session: TransportSession, lane: u32) -> Result<&mut Outlet, TransportError> {
+        match &self.failure {
+            Some(error) => Err(error.clone()),
+            None if self.outlets.is_empty() => Err(TransportError::NotConnected(session.0)),
+            None => self.outlets.get_mut(lane as usize).ok_or(TransportError::NoLane(lane)),
         }
     }
 
@@ -139,11 +149,18 @@ impl Session {
         if let Some(error) = &self.failure {
             return Err(error.clone());
         }
-        if self.outlet.is_some() {
+        if !self.outlets.is_empty() {
             return Err(TransportError::Descriptor("session already has a peer".into()));
         }
-        let peer = Inbox::find(peer).inspect_err(|error| self.failure = Some(error.clone()))?;
-        self.outlet = Some(Outlet { peer, held: VecDeque::new(), held_bytes: 0 });
+        let lanes = Lanes::to(self.inbox.regions.len(), peer);
+        let found = lanes.and_then(|lanes| Inbox::find(peer).map(|inbox| (lanes, inbox)));
+        let (lanes, peer) = found.inspect_err(|error| self.failure = Some(error.clone()))?;
+        let outlet = |lane| {
+            let (local, remote) = lanes.shards(lane);
+            let shards = (local as usize, remote as usize);
+            Outlet { peer: Arc::clone(&peer), shards, held: VecDeque::new(), held_bytes: 0 }
+        };
+        self.outlets = (0..lanes.count()).map(outlet).collect();
         Ok(())
     }
 }
@@ -185,7 +202,7 @@ impl LoopbackError {
 /// let region = Region::host(8192);
 /// // SAFETY: the region was just made, and nothing else accesses it.
 /// unsafe { region.base().write(7) };
-/// let transport = LoopbackTransport::start(region.clone(), sink).expect("host memory");
+/// let transport = LoopbackTransport::start(vec![region.clone()], sink).expect("host memory");
 ///
 /// // One session receives, the other one sends; here both belong to the same transport.
 /// let (receiving, sending) = (TransportSession(1), TransportSession(2));
@@ -194,8 +211,8 @@ impl LoopbackError {
 /// let Ok(Event::Opened { result: Ok(peer), .. }) = events.recv() else { panic!("not opened") };
 /// submit(Command::Open { session: sending });
 /// submit(Command::Connect { session: sending, peer });
-/// submit(Command::Put { session: sending, ticket: Ticket(1), local_offset: 0, remote_offset: 4096, bytes: 4096 });
-/// submit(Command::Flush { session: sending, ticket: Ticket(2) });
+/// submit(Command::Put { session: sending, ticket: Ticket(1), lane: 0, local_offset: 0, remote_offset: 4096, bytes: 4096 });
+/// submit(Command::Flush { session: sending, ticket: Ticket(2), lane: 0 });
 /// let flushed = events.iter().find(|event| matches!(event, Event::Flushed { ticket: Ticket(2), result: Ok(()), .. }));
 /// assert!(flushed.is_some());
 ///
@@ -209,19 +226,19 @@ pub struct LoopbackTransport {
 }
 
 impl LoopbackTransport {
-    /// Starts the thread, which calls `sink` with all events.
+    /// Starts the thread, which calls `sink` with all events. `regions` has one region for each shard of the node's pages.
     ///
     /// # Errors
-    /// [`LoopbackError::Memory`] if the region is not host memory; [`LoopbackError::Thread`] if the thread cannot be started.
-    pub fn start(region: Region, sink: EventSink) -> Result<Self, LoopbackError> {
-        if region.kind() != MemoryKind::Host {
+    /// [`LoopbackError::Memory`] if a region is not host memory; [`LoopbackError::Thread`] if the thread cannot be started.
+    pub fn start(regions: Vec<Region>, sink: EventSink) -> Result<Self, LoopbackError> {
+        if let Some(region) = regions.iter().find(|region| region.kind() != MemoryKind::Host) {
             return Err(LoopbackError::Memory(region.kind()));
         }
         let queue = Queue::new()?;
         let on_thread = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("baton-loopback".into()).spawn(move || {
             let _stop = StopOnExit(Arc::clone(&on_thread));
-            Thread { queue: on_thread, sink, region, sessions: BTreeMap::new() }.run();
+            Thread { queue: on_thread, sink, regions, sessions: BTreeMap::new() }.run();
         })?;
         Ok(Self { driver: Driver::new(NAME, true, queue, thread) })
     }
@@ -252,7 +269,7 @@ impl Transport for LoopbackTransport {
 struct Thread {
     queue: Arc<Queue>,
     sink: EventSink,
-    region: Region,
+    regions: Vec<Region>,
     sessions: BTreeMap<TransportSession, Session>,
 }
 
@@ -286,7 +303,7 @@ impl Thread {
     /// Fails the sessions whose receiver has closed.
     fn check_peers(&mut self, events: &mut Vec<Event>) {
         for (id, session) in &mut self.sessions {
-            if session.failure.is_none() && session.outlet.as_ref().is_some_and(|o| !*lock(&o.peer.open)) {
+            if session.failure.is_none() && session.outlets.first().is_some_and(|o| !*lock(&o.peer.open)) {
                 let error = peer_gone("endpoint");
                 session.failure = Some(error.clone());
                 events.push(Event::Failed { session: *id, error });
@@ -304,11 +321,13 @@ impl Thread {
                     Err(error) => Event::Failed { session, error },
                 }
             }
-            Command::Put { session, ticket, local_offset, remote_offset, bytes } => {
-                self.put(session, ticket, local_offset, remote_offset, bytes, stopping)
+            Command::Put { session, ticket, lane, local_offset, remote_offset, bytes } => {
+                let piece = Piece { lane, local_offset, remote_offset, bytes };
+                Event::PutCompleted { session, ticket, result: self.put(session, piece, stopping) }
             }
-            Command::Flush { session, ticket } => {
-                let result = self.find(session, stopping).and_then(|found| found.ready(session)?.deliver(0));
+            Command::Flush { session, ticket, lane } => {
+                let found = self.find(session, stopping);
+                let result = found.and_then(|found| found.ready(session, lane)?.deliver(0));
                 Event::Flushed { session, ticket, result }
             }
             Command::Close { session } => self.close(session),
@@ -329,45 +348,37 @@ impl Thread {
         if self.sessions.contains_key(&session) {
             return Err(TransportError::Descriptor(format!("session {} is already open", session.0)));
         }
-        let inbox = Inbox::new(self.region.clone());
+        let inbox = Inbox::new(self.regions.clone());
         let descriptor = inbox.descriptor();
-        self.sessions.insert(session, Session { inbox, outlet: None, failure: None, put_failed: false });
+        self.sessions
+            .insert(session, Session { inbox, outlets: Vec::new(), failure: None, put_failed: false });
         Ok(descriptor)
     }
 
-    fn put(
-        &mut self,
-        session: TransportSession,
-        ticket: Ticket,
-        local_offset: u64,
-        remote_offset: u64,
-        bytes: u64,
-        stopping: bool,
-    ) -> Event {
-        let region = self.region.clone();
-        let done = self.find(session, stopping).and_then(|found| {
-            let outlet = found.ready(session)?;
-            let out_of = |offset, region: &Region| {
-                let region_bytes = region.bytes() as u64;
-                TransportError::OutOfRegion { offset, bytes, region_bytes }
-            };
-            let source = region.at(local_offset, bytes).ok_or_else(|| out_of(local_offset, &region))?;
-            let target = &outlet.peer.region;
-            target.at(remote_offset, bytes).ok_or_else(|| out_of(remote_offset, target))?;
-            let mut copy = Vec::with_capacity(bytes as usize);
-            // SAFETY: `at` has checked that the source lies in our region, which `region` keeps mapped. The caller does not write it
-            // before the put has completed. `copy` has capacity for all bytes, and they are written before `set_len`.
-            unsafe {
-                std::ptr::copy_nonoverlapping(source.as_ptr(), copy.as_mut_ptr(), bytes as usize);
-                copy.set_len(bytes as usize);
-            }
-            outlet.held_bytes += copy.len();
-            outlet.held.push_back(Held { remote_offset, bytes: copy });
-            let result = outlet.deliver(HELD_BYTES_MAX);
-            found.put_failed |= result.is_err();
-            result
-        });
-        Event::PutCompleted { session, ticket, result: done }
+    fn put(&mut self, session: TransportSession, piece: Piece, stopping: bool) -> Result<(), TransportError> {
+        let Piece { lane, local_offset, remote_offset, bytes } = piece;
+        let found = self.find(session, stopping)?;
+        let own = Arc::clone(&found.inbox);
+        let outlet = found.ready(session, lane)?;
+        let out_of = |offset, region: &Region| {
+            let region_bytes = region.bytes() as u64;
+            TransportError::OutOfRegion { offset, bytes, region_bytes }
+        };
+        let (region, target) = (&own.regions[outlet.shards.0], outlet.target());
+        let source = region.at(local_offset, bytes).ok_or_else(|| out_of(local_offset, region))?;
+        target.at(remote_offset, bytes).ok_or_else(|| out_of(remote_offset, target))?;
+        let mut copy = Vec::with_capacity(bytes as usize);
+        // SAFETY: `at` has checked that the source lies in our region, which `own` keeps mapped. The caller does not write it
+        // before the put has completed. `copy` has capacity for all bytes, and they are written before `set_len`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(source.as_ptr(), copy.as_mut_ptr(), bytes as usize);
+            copy.set_len(bytes as usize);
+        }
+        outlet.held_bytes += copy.len();
+        outlet.held.push_back(Held { remote_offset, bytes: copy });
+        let result = outlet.deliver(HELD_BYTES_MAX);
+        found.put_failed |= result.is_err();
+        result
     }
 
     fn close(&mut self, session: TransportSession) -> Event {
@@ -375,8 +386,10 @@ impl Thread {
             return Event::Closed { session, drained: false };
         };
         found.inbox.close();
-        let mut flush = |outlet: &mut Outlet| outlet.held.is_empty() || outlet.deliver(0).is_ok();
-        let flushed = found.outlet.as_mut().is_none_or(&mut flush);
+        let mut flushed = true;
+        for outlet in &mut found.outlets {
+            flushed &= outlet.held.is_empty() || outlet.deliver(0).is_ok();
+        }
         Event::Closed { session, drained: flushed && !found.put_failed }
     }
 }
@@ -389,9 +402,10 @@ mod tests {
     fn a_device_region_is_refused() {
         let host = Region::host(64);
         let device = Region::on_device(host.base(), host.bytes(), Arc::new(host.clone()));
-        let error = LoopbackTransport::start(device, Box::new(drop)).err().expect("refused");
+        let error =
+            LoopbackTransport::start(vec![host.clone(), device], Box::new(drop)).err().expect("refused");
         assert!(matches!(error, LoopbackError::Memory(MemoryKind::Cuda)), "{error}");
         assert_eq!(error.kind(), "memory");
-        LoopbackTransport::start(host, Box::new(drop)).expect("host memory is accepted");
+        LoopbackTransport::start(vec![host], Box::new(drop)).expect("host memory is accepted");
     }
 }

@@ -11,6 +11,9 @@
 //! page     mix(content ^ mix(seed ^ length))
 //! ```
 //!
+//! If a page is divided into [shards](crate::shards), each rank sums the segments of its shard, and the sums are added. So a page matches only if
+//! all of its shards are complete and in their places.
+//!
 //! Words are accumulated as in XXH3 (Yann Collet), so the published analysis of XXH3's accumulation applies. XXH3's scrambling between
 //! blocks is left out, because a segment is too short to need it. `docs/protocol.md` has the exact definition and check values.
 
@@ -19,7 +22,7 @@ use common::splitmix::{STEP as K, mix};
 use crate::memory::Region;
 
 /// Bytes in a segment.
-const SEGMENT: usize = 4096;
+pub(crate) const SEGMENT: usize = 4096;
 const LANES: usize = 8;
 const STRIPE: usize = LANES * 8;
 const STRIPES: usize = SEGMENT / STRIPE;
@@ -77,11 +80,34 @@ impl PageSeed {
 /// assert_eq!(page_hash(&pool, 1, 8192, seed), None, "the range leaves the region");
 /// ```
 pub fn page_hash(region: &Region, offset: u64, bytes: u64, seed: PageSeed) -> Option<u64> {
-    let base = region.at(offset, bytes)?;
+    Some(finished(content(region, offset, bytes, 0)?, bytes, seed))
+}
+
+/// The sum over the segments of a shard of a page: of the `bytes` bytes of `region` at `offset`, which are at `place` in the page. `None` as for
+/// [`page_hash`], and if `place` is not the start of a segment.
+///
+/// Each segment is mixed with its index in the whole page. So [`total`] of all shards' sums is the sum of the page, however the page is divided:
+///
+/// ```
+/// use connector::memory::Region;
+/// use connector::page_hash::{PageSeed, content, finished, page_hash, total};
+///
+/// let page = Region::host(8192);
+/// let seed = PageSeed { session: 1, credit: 2, request: 3, place: 4 };
+/// let halves = [content(&page, 0, 4096, 0), content(&page, 4096, 4096, 4096)];
+/// let sum = total(halves.into_iter().flatten());
+/// assert_eq!(Some(finished(sum, 8192, seed)), page_hash(&page, 0, 8192, seed));
+/// ```
+pub fn content(region: &Region, offset: u64, bytes: u64, place: u64) -> Option<u64> {
+    let base = region.at(offset, bytes).filter(|_| place.is_multiple_of(SEGMENT as u64))?;
     // SAFETY: `at` has checked that the range lies in the region and that the region is host memory. `region` keeps the memory mapped
     // for this call.
-    let content = unsafe { content(base.as_ptr(), bytes as usize) };
-    Some(finished(content, bytes, seed))
+    Some(unsafe { segments(base.as_ptr(), bytes as usize, place / SEGMENT as u64) })
+}
+
+/// The sum over all segments of a page, from the sums of its shards.
+pub fn total(contents: impl IntoIterator<Item = u64>) -> u64 {
+    contents.into_iter().fold(0, u64::wrapping_add)
 }
 
 /// Computes the hash of a page. `content` is the sum over the page's segments, which a GPU kernel can compute. `bytes` is the page's length.
@@ -89,17 +115,21 @@ pub fn finished(content: u64, bytes: u64, seed: PageSeed) -> u64 {
     mix(content ^ mix(seed.word() ^ bytes))
 }
 
-/// The sum over the segments' hashes.
+/// The sum over the segments' hashes. `first` is the index of the first segment in the page.
 ///
 /// # Safety
 /// `bytes` bytes at `base` are readable.
-unsafe fn content(base: *const u8, bytes: usize) -> u64 {
+unsafe fn segments(base: *const u8, bytes: usize, first: u64) -> u64 {
     let (whole, rest) = (bytes / SEGMENT, bytes % SEGMENT);
+    let at_place = |hash: u64, index: usize| {
+        let place = first.wrapping_add(index as u64);
+        mix(hash.wrapping_add(place.wrapping_mul(K)))
+    };
     let mut sum = 0u64;
     for index in 0..whole {
         // SAFETY: segment `index` is whole, so it ends at or before the end of the caller's range, which is readable.
         let hash = unsafe { segment(base.add(index * SEGMENT)) };
-        sum = sum.wrapping_add(mix(hash.wrapping_add((index as u64).wrapping_mul(K))));
+        sum = sum.wrapping_add(at_place(hash, index));
     }
     if rest > 0 {
         let mut last = [0u8; SEGMENT];
@@ -107,7 +137,7 @@ unsafe fn content(base: *const u8, bytes: usize) -> u64 {
         unsafe { std::ptr::copy_nonoverlapping(base.add(whole * SEGMENT), last.as_mut_ptr(), rest) };
         // SAFETY: `last` has `SEGMENT` bytes.
         let hash = unsafe { segment(last.as_ptr()) };
-        sum = sum.wrapping_add(mix(hash.wrapping_add((whole as u64).wrapping_mul(K))));
+        sum = sum.wrapping_add(at_place(hash, whole));
     }
     sum
 }
@@ -276,7 +306,72 @@ mod tests {
         assert_eq!(page_hash(&region(&bytes), 1, 5000, SEED), None, "the range leaves the region");
     }
 
+    /// The hash of a page whose shards lie in regions of their own.
+    fn hash_of_shards(shards: &[&[u8]]) -> u64 {
+        let mut place = 0;
+        let contents = shards.iter().map(|shard| {
+            let bytes = shard.len() as u64;
+            let content = content(&region(shard), 0, bytes, place).expect("shards are whole segments");
+            place += bytes;
+            content
+        });
+        let sum = total(contents.collect::<Vec<_>>());
+        finished(sum, place, SEED)
+    }
+
+    #[test]
+    fn a_shard_begins_at_a_segment_and_lies_in_its_region() {
+        let pool = region(&[1; 2 * SEGMENT]);
+        assert!(content(&pool, SEGMENT as u64, SEGMENT as u64, 3 * SEGMENT as u64).is_some());
+        assert_eq!(content(&pool, 0, SEGMENT as u64, 100), None, "not at a segment");
+        assert_eq!(content(&pool, 1, 2 * SEGMENT as u64, 0), None, "leaves the region");
+    }
+
     proptest! {
+        /// The sums of any shards give the hash of the page. If a shard is damaged, missing, stale or swapped with another one, the hash differs.
+        #[test]
+        fn shards_have_the_hash_of_their_page(
+            counts in proptest::collection::vec(1..4usize, 1..6),
+            rest in 0..SEGMENT,
+            seed in any::<u64>(),
+            at in any::<prop::sample::Index>(),
+            other in any::<prop::sample::Index>(),
+            bit in 0..8u8,
+        ) {
+            let segments: usize = counts.iter().sum();
+            let mut random = common::splitmix::SplitMix64::new(seed);
+            let page: Vec<u8> = (0..segments * SEGMENT - rest).map(|_| random.draw() as u8).collect();
+            let mut shards: Vec<&[u8]> = Vec::new();
+            let mut left = page.as_slice();
+            for count in &counts {
+                let (shard, rest) = left.split_at((count * SEGMENT).min(left.len()));
+                shards.push(shard);
+                left = rest;
+            }
+            let whole = hash(&page, SEED);
+            prop_assert_eq!(hash_of_shards(&shards), whole);
+
+            let victim = at.index(shards.len());
+            let mut damaged = shards[victim].to_vec();
+            let place = other.index(damaged.len());
+            damaged[place] ^= 1 << bit;
+            let stale = vec![0; shards[victim].len()];
+            for wrong in [&damaged, &stale] {
+                let mut shards = shards.clone();
+                shards[victim] = wrong;
+                prop_assert_ne!(hash_of_shards(&shards), whole);
+            }
+            let mut missing = shards.clone();
+            missing.remove(victim);
+            prop_assert_ne!(hash_of_shards(&missing), whole);
+            // The last shard may end with a part of a segment, so it stays in its place.
+            let (one, two) = (victim, other.index(shards.len()));
+            if one != two && one.max(two) + 1 < shards.len() {
+                shards.swap(one, two);
+                prop_assert_ne!(hash_of_shards(&shards), whole);
+            }
+        }
+
         /// A flipped bit, two swapped bytes and a missing last byte change the hash.
         #[test]
         fn damage_changes_the_hash(

@@ -1,7 +1,8 @@
 //! The contract of a transport: commands enter through a bounded queue, events leave through a sink.
 //!
-//! One transport serves one process and one registered [`Region`](crate::memory::Region). A *session* connects two processes. The
-//! receiving side opens it and gives its [`Descriptor`] to the sending side, which connects and puts. The transport owns each
+//! One transport serves one node and its registered [`Region`](crate::memory::Region)s, one for each [shard](crate::shards) of its pages. A
+//! *session* connects two nodes. The receiving side opens it and gives its [`Descriptor`] to the sending side, which connects and puts. A session
+//! has one [lane](crate::shards::Lanes) for each pair of regions between which it moves bytes. The transport owns each
 //! operation until it completes, so dropping a handle, a future or an actor never frees memory that an operation may access. Each
 //! accepted command gets exactly one final event, even if it fails.
 
@@ -20,16 +21,24 @@ pub struct TransportSession(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// Everything that a sending process needs to write into a receiving process's region. It travels in the Welcome.
+/// Everything that a sending node needs to write into a receiving node's regions. It travels in the Welcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     /// The transport's name (`"ucx"` or `"loopback"`). Both sides must use the same transport.
     #[serde(deserialize_with = "wire::text")]
     pub transport: String,
-    /// Opaque address of the session's worker; at most [`Descriptor::BLOB_BYTES_MAX`].
+    /// The receiving node's regions, one for each shard of its pages.
+    #[serde(deserialize_with = "wire::list")]
+    pub shards: Vec<ShardDescriptor>,
+}
+
+/// Everything that a sending process needs to write into one region.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardDescriptor {
+    /// Opaque address of the session's worker; at most [`ShardDescriptor::BLOB_BYTES_MAX`].
     #[serde(deserialize_with = "wire::blob")]
     pub worker_address: Vec<u8>,
-    /// Opaque key to the registered region; at most [`Descriptor::BLOB_BYTES_MAX`].
+    /// Opaque key to the registered region; at most [`ShardDescriptor::BLOB_BYTES_MAX`].
     #[serde(deserialize_with = "wire::blob")]
     pub rkey: Vec<u8>,
     /// The region's base address in the receiving process.
@@ -38,7 +47,7 @@ pub struct Descriptor {
     pub bytes: u64,
 }
 
-impl Descriptor {
+impl ShardDescriptor {
     /// Maximum number of bytes of a worker address or key from a peer.
     pub const BLOB_BYTES_MAX: usize = 16 << 10;
 }
@@ -51,33 +60,37 @@ pub enum Command {
         /// A session that was never opened before.
         session: TransportSession,
     },
-    /// Connects an opened session to a peer's region. Answered by [`Event::Connected`] or [`Event::Failed`] within 3 s.
+    /// Connects all lanes of an opened session to a peer's regions. Answered by [`Event::Connected`] or [`Event::Failed`] within 3 s.
     Connect {
         /// An opened session without a peer.
         session: TransportSession,
         /// The descriptor from the peer's [`Event::Opened`].
         peer: Descriptor,
     },
-    /// Writes bytes from this region into the peer's region. Answered by [`Event::PutCompleted`]. After that the source may be
+    /// Writes bytes from a region of this node into a region of the peer. Answered by [`Event::PutCompleted`]. After that the source may be
     /// reused, but the bytes need **not** be visible at the peer yet. A put of 0 bytes is checked and moves nothing.
     Put {
         /// A connected session.
         session: TransportSession,
         /// Returned in the answer.
         ticket: Ticket,
-        /// Start of the source in this region.
+        /// The session's lane, which says from which region into which one.
+        lane: u32,
+        /// Start of the source in the lane's region of this node.
         local_offset: u64,
-        /// Start of the target in the peer's region.
+        /// Start of the target in the lane's region of the peer.
         remote_offset: u64,
         /// Number of bytes.
         bytes: u64,
     },
-    /// Makes all earlier puts of the session visible at the peer. Answered by [`Event::Flushed`].
+    /// Makes all earlier puts of a lane visible at the peer. Answered by [`Event::Flushed`].
     Flush {
         /// A connected session.
         session: TransportSession,
         /// Returned in the answer.
         ticket: Ticket,
+        /// The session's lane.
+        lane: u32,
     },
     /// Ends a session. Operations in flight complete or fail, and each gets its event. Then the endpoint, the rkey and the worker are
     /// destroyed. Answered by [`Event::Closed`]; after that event this process moves no more bytes of the session.
@@ -94,7 +107,7 @@ impl Command {
         match self {
             Self::Open { session } => Event::Opened { session, result: Err(error) },
             Self::Put { session, ticket, .. } => Event::PutCompleted { session, ticket, result: Err(error) },
-            Self::Flush { session, ticket } => Event::Flushed { session, ticket, result: Err(error) },
+            Self::Flush { session, ticket, .. } => Event::Flushed { session, ticket, result: Err(error) },
             Self::Connect { session, .. } | Self::Close { session } => Event::Failed { session, error },
         }
     }
@@ -110,7 +123,7 @@ pub enum Event {
         /// The descriptor for the peer that will write into this region.
         result: Result<Descriptor, TransportError>,
     },
-    /// The endpoint is connected; puts may be submitted.
+    /// All lanes are connected; puts may be submitted.
     Connected {
         /// The session.
         session: TransportSession,
@@ -126,7 +139,7 @@ pub enum Event {
         /// After an error, all, some or none of the bytes may have been written.
         result: Result<(), TransportError>,
     },
-    /// All puts submitted before the flush are visible at the peer.
+    /// All puts that were submitted to the lane before the flush are visible at the peer.
     Flushed {
         /// The session.
         session: TransportSession,
@@ -179,6 +192,9 @@ pub enum TransportError {
         /// Length of the region.
         region_bytes: u64,
     },
+    /// The session has no lane of this number.
+    #[error("session has no lane {0}")]
+    NoLane(u32),
     /// The session was closed before the operation completed.
     #[error("session was closed before the operation completed")]
     Closed,
@@ -197,6 +213,7 @@ impl TransportError {
             Self::Call { .. } => "call",
             Self::NotConnected(_) => "not_connected",
             Self::OutOfRegion { .. } => "out_of_region",
+            Self::NoLane(_) => "no_lane",
             Self::Closed => "closed",
             Self::NotTaken(_) => "not_taken",
             Self::Descriptor(_) => "descriptor",

@@ -1,4 +1,4 @@
-//! The UCX transport: one thread, one registered region, one UCX worker for each session.
+//! The UCX transport: one thread, the registered regions, one UCX worker for each session, one endpoint for each lane of a session.
 //!
 //! It runs on the thread "baton-ucx" (`ucx/thread.rs`). UCX adds a thread that accepts TCP connections. The command queue is bounded:
 //! 1024 commands that are not answered yet, and 64 more for opening, connecting and closing.
@@ -101,7 +101,7 @@ pub enum StartError {
         /// The setting's name.
         name: String,
     },
-    /// UCX rejected its configuration or the region.
+    /// UCX rejected its configuration or a region.
     #[error("UCX cannot be started")]
     Call(#[from] TransportError),
     /// The operating system could not create the thread or its eventfd.
@@ -131,15 +131,15 @@ pub struct UcxTransport {
 }
 
 impl UcxTransport {
-    /// Loads UCX, registers `region` and starts the thread.
+    /// Loads UCX, registers `regions`, one for each shard of the node's pages, and starts the thread.
     ///
-    /// The thread first calls `prepare`, which must make the device current if the region is device memory. Then it calls `sink`
+    /// The thread first calls `prepare`, which must make the device current if the regions are device memory. Then it calls `sink`
     /// with all events.
     ///
     /// # Errors
     /// [`StartError`].
     pub fn start(
-        region: Region,
+        regions: Vec<Region>,
         config: &UcxConfig,
         prepare: Box<dyn FnOnce() + Send>,
         sink: EventSink,
@@ -161,7 +161,7 @@ impl UcxTransport {
             prepare();
             let settings: Vec<_> =
                 settings.iter().map(|(name, value)| (name.as_c_str(), value.as_c_str())).collect();
-            match Context::new(ucx, &settings, region) {
+            match Context::new(ucx, &settings, regions) {
                 Ok(context) => {
                     let _ = started.send(Ok(()));
                     thread::Thread::new(on_thread, context, sink).run();

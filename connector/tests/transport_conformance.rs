@@ -9,6 +9,8 @@ mod cases;
 mod failures;
 #[path = "transport_conformance/processes.rs"]
 mod processes;
+#[path = "transport_conformance/shards.rs"]
+mod shards;
 #[path = "transport_conformance/side.rs"]
 mod side;
 
@@ -40,6 +42,9 @@ conformance! {
     cases::sessions_open_and_close_many_times,
     cases::shutdown_is_idempotent_and_answers_everything,
     cases::the_watchdog_sees_progress,
+    shards::pages_in_shards_arrive_whole,
+    shards::a_lane_that_is_not_flushed_is_missing_from_the_page,
+    shards::nodes_whose_shards_do_not_fit_are_refused,
     failures::invalid_puts_fail_with_an_event,
     failures::commands_for_an_unknown_session_are_answered,
     failures::garbage_descriptors_are_refused,

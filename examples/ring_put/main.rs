@@ -43,6 +43,7 @@ fn shape() -> KvShape {
         scale: "1".to_owned(),
         page_bytes: PAGE_BYTES,
         page_hash: true,
+        shards: 1,
     }
 }
 
@@ -65,7 +66,7 @@ impl Side {
         config.search.extend(cache.map(|cache| cache.join("baton/ucx-1.22.0/libucx/lib/libucp.so.0")));
         let (sender, events) = mpsc::unbounded_channel();
         let sink = move |batch: Vec<Event>| batch.into_iter().for_each(|event| drop(sender.send(event)));
-        let transport = UcxTransport::start(region.clone(), &config, Box::new(|| ()), Box::new(sink))?;
+        let transport = UcxTransport::start(vec![region.clone()], &config, Box::new(|| ()), Box::new(sink))?;
         transport.submit(Command::Open { session: SESSION })?;
         Ok(Self { region, transport, events })
     }

@@ -52,13 +52,14 @@ pub(crate) async fn run(address: &str) -> Result<()> {
             side.transport.submit(Command::Put {
                 session: SESSION,
                 ticket: Ticket(credit.number.0),
+                lane: 0,
                 local_offset: offset(page),
                 remote_offset: offset(credit.page.0),
                 bytes: PAGE_BYTES,
             })?;
             hashes.push(side.hash(page, session, credit.number, page)?);
         }
-        side.transport.submit(Command::Flush { session: SESSION, ticket: Ticket(u64::MAX) })?;
+        side.transport.submit(Command::Flush { session: SESSION, ticket: Ticket(u64::MAX), lane: 0 })?;
         complete(&mut side, credits.len()).await?;
         let count = credits.len() as u32;
         println!("sender:   put and flushed pages {place} to {}", place + count - 1);

@@ -6,13 +6,13 @@
 //! The histories run the pure states of all actors unchanged and simulate everything around them: mailboxes that deliver late, links that
 //! break, lanes on which puts land, complete and fail at random times, engines whose memory can be read, and processes that crash, stop and
 //! restart. Pages have small real contents, and every token depends on all tokens before it as read from the pages. So an error in any page
-//! leads to a wrong token.
+//! leads to a wrong token. Nodes may divide their pages into 1, 2 or 4 shards, and all heads of a page must have the same tokens.
 //!
 //! Each history checks these rules of `docs/lab/hand-over-safety.md`:
 //!
 //! - A put lands only in a page under a credit of its session, or in a page quarantined for it.
 //! - The engine reads and writes only pages that a sequence holds.
-//! - A page that a frame reports as filled has landed.
+//! - A page that a frame reports as filled has landed, with all of its pieces. A put moves one piece to the same place in its page.
 //! - A sequence uses cached and landed pages only if a request with the same cache salt computed them.
 //! - A sequence has the grammar of its request. A node reserves pages for a peer's prompt only after it has compiled the prompt's grammar.
 //! - Every token is right. A request ends once, by its deadline, and has no token after its end.

@@ -18,7 +18,7 @@ fn histories_reach_every_fault_and_outcome() -> Result<(), Violation> {
     for seed in 0..600 {
         total.add(&history(seed, false)?);
     }
-    assert_eq!(total.faults.len(), 11, "not every kind of fault occurs: {:?}", total.faults);
+    assert_eq!(total.faults.len(), 12, "not every kind of fault occurs: {:?}", total.faults);
     let reached = [
         total.finished,
         total.disaggregated,
@@ -26,6 +26,7 @@ fn histories_reach_every_fault_and_outcome() -> Result<(), Violation> {
         total.preemptions,
         total.resident,
         total.damaged,
+        total.pieces,
         total.constrained,
         total.grammars_replaced,
         total.lost_while_compiling,

@@ -56,6 +56,7 @@ fn hello(versions: Versions) -> Hello {
             scale: "1".into(),
             page_bytes: 1,
             page_hash: true,
+            shards: 1,
         },
         nonce: [0; 32],
         proof: None,

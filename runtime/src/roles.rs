@@ -168,7 +168,8 @@ pub(crate) fn transport(
     let settings = plan::ucx(config, pool.is_on_device());
     let (region, pool) = (actors::pages::region(pool), Arc::clone(pool));
     Box::new(move |sink| {
-        let transport = UcxTransport::start(region, &settings, Box::new(move || pool.bind_thread()), sink)?;
+        let transport =
+            UcxTransport::start(vec![region], &settings, Box::new(move || pool.bind_thread()), sink)?;
         tracing::info!(ucx = %transport.library().version(), path = %transport.library().path().display(), "UCX loaded");
         Ok(Arc::new(transport) as Arc<dyn Transport>)
     })

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::place;
 
 mod fleet;
+mod shards;
 
 const BUILD: [&str; 5] = ["build", "--locked", "-p", "integration-tests", "--bin=sim"];
 /// The arguments of the simulator for a mutant: the first seed and the number of histories (simulated runs).
@@ -32,7 +33,7 @@ const fn mutant(rule: &'static str, file: &'static str, from: &'static str, to: 
 }
 
 fn all() -> impl Iterator<Item = &'static Mutant> {
-    MUTANTS.iter().chain(fleet::MUTANTS)
+    MUTANTS.iter().chain(shards::MUTANTS).chain(fleet::MUTANTS)
 }
 
 const MUTANTS: &[Mutant] = &[
@@ -88,7 +89,7 @@ const MUTANTS: &[Mutant] = &[
         "announce pages before the flush completes",
         "actors/src/transfer/state/session.rs",
         "let is_whole = |put: &&Put| put.credit.0 < flushed && put.is_over();",
-        "let is_whole = |put: &&Put| (put.credit.0 < flushed || put.done) && put.is_over();",
+        "let is_whole = |put: &&Put| (put.credit.0 < flushed || put.is_done()) && put.is_over();",
     ),
     mutant(
         "reserve more pages for a transfer than the pool has",

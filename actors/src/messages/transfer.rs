@@ -54,13 +54,15 @@ pub struct PutsDrained {
     pub request: RequestId,
 }
 
-/// Peer link → transfer: puts of this session may be posted, over this lane.
+/// Peer link → transfer: puts of this session may be posted, over these lanes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneConnected {
     /// The session.
     pub session: SessionId,
-    /// The lane's name, for example `tcp/lo`.
+    /// The lanes' transports and devices, for example `tcp/lo`.
     pub lane: String,
+    /// Number of shards into which the receiver divides a page.
+    pub shards: u32,
 }
 
 /// Peer link → transfer: the receiver granted credits.

@@ -11,7 +11,7 @@ use super::{LinkConfig, Parts};
 use crate::devices::{Devices, RecordPrefill, grammar_thread::GrammarThread, hash_thread::HashThread};
 use crate::effect::Endpoint;
 use crate::grammar::GrammarCompiler;
-use crate::pages::Pages;
+use crate::pages::{Pages, SHARDS};
 use crate::prefiller::{
     Prefiller, PrefillerBehaviour,
     state::{PrefillerConfig, PrefillerState},
@@ -64,6 +64,7 @@ impl Contexts {
         let page_bytes = parts.page_bytes();
         let state = TransferState::new(TransferConfig {
             page_bytes,
+            shards: SHARDS,
             min_gigabytes_per_second,
             hashed: hashed.is_some(),
             on_device: parts.pool.is_on_device(),

@@ -16,6 +16,7 @@ use crate::devices::{
 use crate::effect::{Endpoint, ToPeerLink, ToTransfer};
 use crate::kit::Awake;
 use crate::messages::TransportEvents;
+use crate::pages::SHARDS;
 use crate::peer_link::{
     PeerLink, PeerLinkBehaviour,
     state::{PeerLinkConfig, PeerLinkState},
@@ -102,6 +103,7 @@ pub fn kv_shape(layout: &KvLayout, (name, fingerprint): (&str, [u8; 32]), page_h
         scale: KvDtype::SCALE.to_string(),
         page_bytes: layout.page_bytes(),
         page_hash,
+        shards: SHARDS,
     }
 }
 

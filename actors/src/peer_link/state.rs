@@ -313,7 +313,10 @@ impl PeerLinkState {
         let write = |frame| to::sockets(WriteFrame { session, connection, frame });
         let mut effects = vec![write(Frame::LaneConnected { lane: lane.clone() })];
         effects.extend(self.leaving.then(|| write(Frame::Leaving)));
-        effects.push(to::transfer(LaneConnected { session, lane }));
+        if let Direction::Outgoing { descriptor, .. } = &live.direction {
+            let shards = descriptor.shards.len() as u32;
+            effects.push(to::transfer(LaneConnected { session, lane, shards }));
+        }
         effects
     }
 

@@ -1,9 +1,11 @@
 //! When each page is put: the decisions of the transfer actor, without actix, clock or transport.
 //!
-//! - A ready page spends the next credit and is put. Pages whose sources and targets are both neighbours go as one put.
+//! - A ready page spends the next credit and is put: one put for each of its [pieces](connector::shards::Piece), on the piece's lane. Pages whose
+//!   sources and targets are both neighbours share their puts.
 //! - Puts complete in any order.
-//! - A flush is posted after every few pages and after the last page. When a flush completes, all earlier puts are visible at the receiver.
-//! - A page is announced once its put is complete, flushed and hashed.
+//! - After every few pages and after the last page, a flush is posted on each lane. When all lanes have answered, all earlier puts are visible at the
+//!   receiver.
+//! - A page is announced once all of its pieces are put and flushed, and it is hashed.
 //!
 //! The receiver checks each announced page while later ones are in flight, so only a few pages are left to check after the last frame.
 //!
@@ -15,23 +17,24 @@
 //! speed is printed at start-up.
 
 mod measurement;
+mod puts;
 mod session;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use connector::frame::{Frame, PageOwner};
-use connector::ring::{CreditNumber, PageIndex};
-use connector::transport::{Command, Event, Ticket, TransportSession};
-use engine::PageId;
+use connector::ring::CreditNumber;
+use connector::shards::Lanes;
+use connector::transport::{Event, Ticket};
 
-use crate::effect::{Effect, ToTransfer, ToTransport, to};
+use crate::effect::{Effect, ToTransfer, to};
 use crate::messages::{
     BreakSession, CreditsGranted, HashPages, LaneConnected, PageToHash, PagesSent, PutsDrained, SchedulePut,
     SendFrame, SessionId, SessionOpened,
 };
 use crate::request::RequestId;
-use session::{Load, PageHash, Put, Ready, Session};
+use session::{Load, PageHash, Put, Session};
 
 /// Default for the maximum number of pages in flight per session: enough to fill a lane, but few enough that they do not queue.
 pub const PAGES_IN_FLIGHT: usize = 16;
@@ -54,8 +57,10 @@ const RING_PAGES_MAX: u32 = 1 << 20;
 /// The transfer actor's configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct TransferConfig {
-    /// Bytes of a page.
+    /// Bytes of a page, with all of its shards.
     pub page_bytes: u64,
+    /// Number of shards into which this node divides a page.
+    pub shards: u32,
     /// A lane that moves less than this many gigabytes per second is refused.
     pub min_gigabytes_per_second: f64,
     /// Pages are announced with their hashes.
@@ -94,9 +99,7 @@ impl TransferState {
     pub fn on(&mut self, now_micros: u64, mail: ToTransfer) -> Vec<Effect> {
         let mut effects = match mail {
             ToTransfer::SessionOpened(opened) => self.on_session_opened(opened),
-            ToTransfer::LaneConnected(LaneConnected { session, lane }) => {
-                self.on_connected(now_micros, session, lane)
-            }
+            ToTransfer::LaneConnected(connected) => self.on_connected(now_micros, connected),
             ToTransfer::CreditsGranted(granted) => self.on_granted(now_micros, &granted),
             ToTransfer::RingShared(shared) => self.on_ring_shared(now_micros, shared.session, shared.pages),
             ToTransfer::PeerLost(lost) => self.on_lost(lost.session),
@@ -155,10 +158,13 @@ impl TransferState {
         Vec::new()
     }
 
-    /// The lane is connected: puts may be posted, the probe's first.
-    fn on_connected(&mut self, now_micros: u64, session: SessionId, lane: String) -> Vec<Effect> {
-        if let Some(live) = self.sessions.get_mut(&session) {
-            live.connect(lane);
+    /// The lanes are connected: puts may be posted, the probe's first.
+    fn on_connected(&mut self, now_micros: u64, connected: LaneConnected) -> Vec<Effect> {
+        let LaneConnected { session, lane, shards } = connected;
+        match (Lanes::between(self.config.shards, shards), self.sessions.get_mut(&session)) {
+            (Ok(lanes), Some(live)) => live.connect(lane, lanes),
+            (Err(error), Some(_)) => return self.break_session(session, error.to_string()),
+            (_, None) => {}
         }
         self.pump(now_micros, session)
     }
@@ -221,7 +227,7 @@ impl TransferState {
         self.after_update(now_micros, session, drained_requests)
     }
 
-    /// A put has completed, so the transport no longer reads its source pages; or it failed.
+    /// A put has completed, so the transport no longer reads its pieces of the source pages; or it failed.
     fn on_put_completed(
         &mut self,
         now_micros: u64,
@@ -231,7 +237,7 @@ impl TransferState {
     ) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
         let drained_requests =
-            live.update_puts(|put| (put.ticket == ticket).then(|| put.done = true).is_some());
+            live.update_puts(|put| put.tickets.contain(ticket).then(|| put.piece_done()).is_some());
         let mut effects = match result {
             Ok(()) => Vec::new(),
             Err(error) => {
@@ -261,7 +267,7 @@ impl TransferState {
         effects
     }
 
-    /// All puts before this flush are visible at the receiver, or the flush failed.
+    /// All puts of a lane before this flush are visible at the receiver, or the flush failed.
     fn on_flushed(
         &mut self,
         now_micros: u64,
@@ -270,15 +276,17 @@ impl TransferState {
         result: Result<(), String>,
     ) -> Vec<Effect> {
         let Some(live) = self.sessions.get_mut(&session) else { return Vec::new() };
-        let Some(index) = live.flushes.iter().position(|flush| flush.0 == ticket) else { return Vec::new() };
-        let Some((_, below)) = live.flushes.remove(index) else { return Vec::new() };
+        let mut flushes = live.flushes.iter();
+        let Some(index) = flushes.position(|flush| flush.tickets.contain(ticket)) else { return Vec::new() };
         if live.is_lost() {
             return Vec::new();
         }
         if let Err(error) = result {
             return self.break_session(session, format!("flush failed: {error}"));
         }
-        live.flushed = live.flushed.max(below);
+        if !live.lane_flushed(index) {
+            return Vec::new();
+        }
         let mut effects = self.announce(now_micros, session);
         effects.extend(self.pump(now_micros, session));
         effects
@@ -326,83 +334,6 @@ impl TransferState {
         {
             self.sessions.remove(&session);
         }
-    }
-
-    fn ticket(&mut self) -> Ticket {
-        self.next_ticket += 1;
-        Ticket(self.next_ticket)
-    }
-
-    /// Posts all puts that credits and the limit of pages in flight allow, and the flushes that are due.
-    fn pump(&mut self, now_micros: u64, session: SessionId) -> Vec<Effect> {
-        let mut effects: Vec<Effect> = Vec::new();
-        loop {
-            let next = self.ticket();
-            let Some(live) = self.sessions.get_mut(&session) else { return effects };
-            // Twice the flushes that the pages in flight need, because the last flush of a request may cover few pages.
-            let most = 2 * self.config.pages_in_flight.div_ceil(FLUSH_PAGES);
-            // At least `run_pages`, so that a flush does not divide a run.
-            if let Some(below) = live.flush_below(self.run_pages.max(FLUSH_PAGES), most) {
-                live.flushes.push_back((next, below));
-                let session = TransportSession(session.0);
-                effects.push(to::transport(Command::Flush { session, ticket: next }));
-                continue;
-            }
-            let in_flight = live.puts.iter().filter(|put| !put.done).count();
-            if !live.may_post() || in_flight >= self.config.pages_in_flight || live.ready.is_empty() {
-                break;
-            }
-            let Some(credit) = live.ring.spend() else { break };
-            let Ready { load, page } = live.next().expect("`ready` is not empty");
-            let seed = live.seed_of(load, credit.number, now_micros);
-            let ticket = self.post(&mut effects, session, next, (page, credit.page));
-            let seed = seed.filter(|_| self.config.hashed);
-            self.to_hash.extend(seed.map(|seed| PageToHash { session, page, seed }));
-            let Some(live) = self.sessions.get_mut(&session) else { return effects };
-            live.puts.push_back(Put {
-                ticket,
-                credit: credit.number,
-                load,
-                posted_micros: now_micros,
-                done: false,
-                hash: if seed.is_some() { PageHash::Pending } else { PageHash::NotNeeded },
-            });
-        }
-        effects
-    }
-
-    /// Posts a put of one page, or adds the page to the last put of `effects`. Returns the put's ticket.
-    fn post(
-        &self,
-        effects: &mut Vec<Effect>,
-        session: SessionId,
-        ticket: Ticket,
-        (page, into): (PageId, PageIndex),
-    ) -> Ticket {
-        let page_bytes = self.config.page_bytes;
-        let (from, to_offset) = (u64::from(page.0) * page_bytes, u64::from(into.0) * page_bytes);
-        if let Some(Effect::Transport(ToTransport::Command(Command::Put {
-            ticket,
-            local_offset,
-            remote_offset,
-            bytes,
-            ..
-        }))) = effects.last_mut()
-            && *bytes < self.run_pages as u64 * page_bytes
-            && *local_offset + *bytes == from
-            && *remote_offset + *bytes == to_offset
-        {
-            *bytes += page_bytes;
-            return *ticket;
-        }
-        effects.push(to::transport(Command::Put {
-            session: TransportSession(session.0),
-            ticket,
-            local_offset: from,
-            remote_offset: to_offset,
-            bytes: page_bytes,
-        }));
-        ticket
     }
 
     /// Announces the pages at the front whose puts are complete, flushed and hashed. One frame announces a run of neighbouring pages of one

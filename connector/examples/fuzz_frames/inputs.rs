@@ -6,7 +6,7 @@ use connector::frame::{
     PrefillFault, TokenLogprobs, Versions, Welcome,
 };
 use connector::ring::{CreditNumber, PageIndex};
-use connector::transport::Descriptor;
+use connector::transport::{Descriptor, ShardDescriptor};
 use connector::wire::{self, FRAME_BYTES_MAX};
 
 /// A random generator; the same seed gives the same inputs.
@@ -64,6 +64,7 @@ pub(crate) fn shape() -> KvShape {
         scale: "1".into(),
         page_bytes: 737_280,
         page_hash: true,
+        shards: 1,
     }
 }
 
@@ -76,6 +77,7 @@ fn any_shape(random: &mut Random) -> KvShape {
         fingerprint: random.array(),
         dtype: random.text(),
         scale: random.text(),
+        shards: random.next() as u32,
         ..shape()
     }
 }
@@ -117,17 +119,24 @@ pub(crate) fn hello(random: &mut Random) -> Hello {
     }
 }
 
+/// A node with so many regions, all of one size.
+pub(crate) fn descriptor(random: &mut Random, shards: usize) -> Descriptor {
+    let bytes = random.next();
+    let shard = |random: &mut Random| ShardDescriptor {
+        worker_address: random.list(ShardDescriptor::BLOB_BYTES_MAX, |word| word as u8),
+        rkey: random.list(ShardDescriptor::BLOB_BYTES_MAX, |word| word as u8),
+        base: random.next(),
+        bytes,
+    };
+    Descriptor { transport: random.text(), shards: (0..shards).map(|_| shard(random)).collect() }
+}
+
 pub(crate) fn welcome(random: &mut Random) -> Welcome {
+    let shards = random.length(4, 16);
     Welcome {
         incarnation: incarnation(random),
         shape: any_shape(random),
-        descriptor: Descriptor {
-            transport: random.text(),
-            worker_address: random.list(Descriptor::BLOB_BYTES_MAX, |word| word as u8),
-            rkey: random.list(Descriptor::BLOB_BYTES_MAX, |word| word as u8),
-            base: random.next(),
-            bytes: random.next(),
-        },
+        descriptor: descriptor(random, shards),
         ring_pages: random.next() as u32,
         proof: random.one_in(2).then(|| random.array()),
     }

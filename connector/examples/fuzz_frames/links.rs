@@ -98,7 +98,8 @@ fn script(listens: bool, random: &mut Random) -> Vec<u8> {
         let answer = if random.one_in(8) {
             inputs::encoded(&inputs::answer(random))
         } else {
-            let fits = Welcome { shape: inputs::shape(), ..inputs::welcome(random) };
+            let descriptor = inputs::descriptor(random, 1);
+            let fits = Welcome { shape: inputs::shape(), descriptor, ..inputs::welcome(random) };
             inputs::encoded(&connector::frame::Answer::Welcome(Box::new(fits)))
         };
         vec![challenge, answer]

@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::counting_allocator::allocated;
+use crate::shards::SHARDS_MAX;
+use crate::transport::ShardDescriptor;
 use crate::wire::FRAME_BYTES_MAX;
 
 fn shape() -> KvShape {
@@ -16,6 +18,7 @@ fn shape() -> KvShape {
         scale: "1".into(),
         page_bytes: 737_280,
         page_hash: true,
+        shards: 1,
     }
 }
 
@@ -67,7 +70,7 @@ fn golden_bytes_of_the_shape_of_pages() {
             "1e000000030000004000000010000000",
             "0300000000000000663332",
             "010000000000000031",
-            "00400b000000000001",
+            "00400b00000000000101000000",
         ),
     );
 }
@@ -175,6 +178,59 @@ fn the_error_names_the_property_that_differs() {
     check(|shape| shape.page_hash = false, "same transport.page_hash");
 }
 
+/// A page may be divided differently on the two sides, as long as both divisions are possible and one refines the other.
+#[test]
+fn shapes_accept_other_numbers_of_shards() {
+    let check = |ours, theirs, expect: Result<(), &str>| {
+        let of = |shards| KvShape { kv_heads: 6, shards, ..shape() };
+        let told = of(ours).accepts(&of(theirs)).map_err(|error| error.to_string());
+        match (told, expect) {
+            (Ok(()), Ok(())) => {}
+            (Err(error), Err(expect)) => {
+                assert!(error.contains(expect), "{error:?} does not contain {expect:?}")
+            }
+            (told, _) => panic!("{ours} and {theirs} shards: {told:?}"),
+        }
+    };
+    [(1, 1), (3, 3), (1, 2), (2, 1), (6, 3)].iter().for_each(|(ours, theirs)| check(*ours, *theirs, Ok(())));
+    check(2, 3, Err("one side has 2 shards of a page and the other side 3; run both sides on"));
+    check(1, 4, Err("6 KV heads cannot be divided among 4 shards of a page; run on"));
+    check(4, 1, Err("6 KV heads cannot be divided among 4 shards"));
+    check(1, 0, Err("a page cannot have 0 shards; run each side on 1 to 16 GPUs"));
+    let small = KvShape { page_bytes: 8192, kv_heads: 4, shards: 4, ..shape() };
+    let error = small.accepts(&small).expect_err("a shard is half a segment").to_string();
+    assert!(
+        error.contains("a shard would have 2048 bytes, which is no multiple of 4096; give both"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_listener_has_one_region_for_each_shard() {
+    let [shard] = descriptor().shards.try_into().expect("one region");
+    let of = |shards: Vec<ShardDescriptor>| Descriptor { shards, ..descriptor() };
+    let two = KvShape { shards: 2, kv_heads: 2, ..shape() };
+    assert_eq!(two.has_regions(&of(vec![shard.clone(), shard.clone()])), Ok(()));
+    let larger = ShardDescriptor { bytes: 2 * shard.bytes, ..shard.clone() };
+    let wrong = [vec![], vec![shard.clone()], vec![shard.clone(); 3], vec![shard.clone(), larger]];
+    for (shards, regions) in wrong.into_iter().zip([0, 1, 3, 1]) {
+        assert_eq!(two.has_regions(&of(shards)), Err(Incompatible::Regions { regions, shards: 2 }));
+    }
+}
+
+/// The bound on shards leaves room for the largest addresses and keys.
+#[test]
+fn the_largest_welcome_fits_into_a_message() {
+    let blob = || vec![1; ShardDescriptor::BLOB_BYTES_MAX];
+    let shard = ShardDescriptor { worker_address: blob(), rkey: blob(), base: 0, bytes: 0 };
+    let descriptor = Descriptor { transport: "ucx".into(), shards: vec![shard; SHARDS_MAX as usize] };
+    let Some(Answer::Welcome(welcome)) = answers().into_iter().next() else {
+        panic!("it is the first answer")
+    };
+    let bytes = wire::encode(&Welcome { descriptor, ..*welcome }).expect("it fits");
+    assert!(bytes.len() < FRAME_BYTES_MAX * 6 / 10, "{} bytes", bytes.len());
+}
+
 fn greedy() -> FirstToken {
     FirstToken {
         temperature: 0.0,
@@ -240,17 +296,16 @@ fn frames() -> Vec<Frame> {
     frames
 }
 
+fn descriptor() -> Descriptor {
+    let shard = ShardDescriptor { worker_address: vec![1; 60], rkey: vec![2; 30], base: 4096, bytes: 8192 };
+    Descriptor { transport: "ucx".into(), shards: vec![shard] }
+}
+
 fn answers() -> Vec<Answer> {
     let welcome = Welcome {
         incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
         shape: shape(),
-        descriptor: Descriptor {
-            transport: "ucx".into(),
-            worker_address: vec![1; 60],
-            rkey: vec![2; 30],
-            base: 4096,
-            bytes: 8192,
-        },
+        descriptor: descriptor(),
         ring_pages: 2,
         proof: Some([1; 32]),
     };

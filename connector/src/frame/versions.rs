@@ -1,7 +1,7 @@
 //! The versions of the protocol that this build supports.
 //!
-//! - **13**: the KV heads are outermost in a page. Processes of version 12 have the numbers of a page in another order, so this build does not
-//!   support version 12. A Hello has the scale of the numbers in a page.
+//! - **14**: a Welcome has one address of memory for each shard of a page, and a shape has the number of shards. A Welcome of version 13 has another
+//!   form, so this build does not support version 13.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ pub struct Versions {
 
 impl Versions {
     /// The versions that this build supports.
-    pub const OURS: Self = Self::new(13, 13);
+    pub const OURS: Self = Self::new(14, 14);
 
     /// The versions from `lowest` to `highest`, both included.
     pub const fn new(lowest: u32, highest: u32) -> Self {

@@ -3,7 +3,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::frame::{Capabilities, KvShape};
 use crate::ring::{CreditNumber, PageIndex};
-use crate::transport::Descriptor;
+use crate::transport::{Descriptor, ShardDescriptor};
 
 const LISTENER: Incarnation = Incarnation { pid: 2, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 };
 
@@ -26,6 +26,7 @@ fn shape(fingerprint: u8) -> KvShape {
         scale: "1".into(),
         page_bytes: 4096,
         page_hash: true,
+        shards: 1,
     }
 }
 
@@ -46,13 +47,8 @@ fn hello(fingerprint: u8) -> Hello {
 }
 
 fn welcome(nonces: Nonces, secret: Option<&str>) -> Welcome {
-    let descriptor = Descriptor {
-        transport: "loopback".into(),
-        worker_address: vec![1],
-        rkey: vec![2],
-        base: 4096,
-        bytes: 8192,
-    };
+    let shard = ShardDescriptor { worker_address: vec![1], rkey: vec![2], base: 4096, bytes: 8192 };
+    let descriptor = Descriptor { transport: "loopback".into(), shards: vec![shard] };
     Welcome {
         incarnation: LISTENER,
         shape: shape(7),
@@ -252,7 +248,7 @@ async fn a_socket_connected_to_itself_is_closed_and_frees_its_port() {
 async fn a_peer_of_another_version_is_refused_with_the_reason() {
     let ours = Versions::OURS;
     for (theirs, expect) in [
-        (Versions::new(1, ours.lowest - 1), "and the receiver version 13; upgrade the sender"),
+        (Versions::new(1, ours.lowest - 1), "and the receiver version 14; upgrade the sender"),
         (Versions::new(ours.highest + 1, ours.highest + 3), "upgrade the receiver"),
     ] {
         let (listener, address) = listener().await;
@@ -276,7 +272,7 @@ async fn a_peer_of_another_version_is_refused_with_the_reason() {
 async fn a_listener_of_another_version_is_left_with_the_reason() {
     let ours = Versions::OURS;
     for (theirs, expect) in [
-        (Versions::new(1, ours.lowest - 1), "the receiver versions 1 to 12; upgrade the receiver"),
+        (Versions::new(1, ours.lowest - 1), "the receiver versions 1 to 13; upgrade the receiver"),
         (Versions::new(ours.highest + 1, ours.highest + 3), "upgrade the sender"),
     ] {
         let (listener, address) = listener().await;

@@ -4,7 +4,7 @@
 //! have the right magic bytes, length and checksum before UCX sees it. This detects corrupt, truncated and exchanged fields. It does
 //! not stop a malicious peer; the link's secret does.
 
-use crate::transport::Descriptor;
+use crate::transport::ShardDescriptor;
 use sha2::{Digest, Sha256};
 
 const MAGIC: [u8; 4] = *b"BTNx";
@@ -49,14 +49,18 @@ pub(super) fn seal(kind: Kind, base: u64, bytes: u64, body: &[u8]) -> Option<Vec
     blob.extend(length.to_le_bytes());
     blob.extend(sum(kind, base, bytes, body));
     blob.extend(body);
-    (blob.len() <= Descriptor::BLOB_BYTES_MAX).then_some(blob)
+    (blob.len() <= ShardDescriptor::BLOB_BYTES_MAX).then_some(blob)
 }
 
 /// Unwraps a peer's blob. The error says what is wrong with it.
 pub(super) fn open(kind: Kind, base: u64, bytes: u64, blob: &[u8]) -> Result<&[u8], String> {
     let name = kind.name();
-    if blob.len() > Descriptor::BLOB_BYTES_MAX {
-        return Err(format!("{name} of {} bytes exceeds {} bytes", blob.len(), Descriptor::BLOB_BYTES_MAX));
+    if blob.len() > ShardDescriptor::BLOB_BYTES_MAX {
+        return Err(format!(
+            "{name} of {} bytes exceeds {} bytes",
+            blob.len(),
+            ShardDescriptor::BLOB_BYTES_MAX
+        ));
     }
     let Some((head, rest)) = blob.split_at_checked(HEAD_BYTES) else {
         return Err(format!("{name} of {} bytes is too short", blob.len()));
@@ -89,7 +93,7 @@ mod tests {
         assert!(open(Kind::Key, 4097, 1 << 20, &blob).is_err());
         assert!(open(Kind::Key, 4096, 1 << 21, &blob).is_err());
         assert!(open(Kind::Address, 4096, 1 << 20, &blob).is_err());
-        assert_eq!(seal(Kind::Key, 0, 0, &vec![0; Descriptor::BLOB_BYTES_MAX]), None);
+        assert_eq!(seal(Kind::Key, 0, 0, &vec![0; ShardDescriptor::BLOB_BYTES_MAX]), None);
     }
 
     proptest! {

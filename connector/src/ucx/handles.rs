@@ -1,4 +1,4 @@
-//! Safe handles over UCX: [`Context`] (with its registered region), [`Worker`], [`Endpoint`], [`Request`].
+//! Safe handles over UCX: [`Context`] (with its registered regions), [`Worker`], [`Endpoint`], [`Request`].
 //!
 //! A child holds its parent, so parents are released last. It holds the parent by `Rc` instead of `Arc`, so the compiler checks that
 //! all handles stay on the thread that made them. No `Drop` waits. For an orderly end, close the endpoint and poll the request
@@ -6,7 +6,7 @@
 
 use super::blob::{self, Kind};
 use crate::memory::{MemoryKind, Region};
-use crate::transport::{Descriptor, TransportError};
+use crate::transport::{Descriptor, ShardDescriptor, TransportError};
 use std::cell::Cell;
 use std::ffi::{CStr, c_void};
 use std::os::fd::{BorrowedFd, RawFd};
@@ -29,10 +29,15 @@ impl From<CallError> for TransportError {
     }
 }
 
-/// A UCP context and the region registered with it. The region outlives every worker and so every operation.
+/// A UCP context and the regions registered with it. The regions outlive every worker and so every operation.
 pub(super) struct Context {
     ucx: &'static Ucx,
     handle: ucp_context_h,
+    regions: Vec<Registered>,
+}
+
+/// A region, and its registration with the context.
+struct Registered {
     memh: ucp_mem_h,
     region: Region,
     /// The sealed rkey of the region; the same for all sessions.
@@ -43,32 +48,46 @@ impl Context {
     pub(super) fn new(
         ucx: &'static Ucx,
         settings: &[(&CStr, &CStr)],
-        region: Region,
+        regions: Vec<Region>,
     ) -> Result<Rc<Self>, TransportError> {
         // SAFETY: the context is released in `Drop`, which runs after every worker was dropped, because workers hold the context.
         let handle = unsafe { ucx.init(UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP, settings) }?;
+        let mut context = Self { ucx, handle, regions: Vec::new() };
+        for region in regions {
+            context.register(region)?;
+        }
+        Ok(Rc::new(context))
+    }
+
+    fn register(&mut self, region: Region) -> Result<(), TransportError> {
         let (base, bytes) = (region.base().as_ptr(), region.bytes());
-        // SAFETY: the region keeps its memory mapped, and `Drop` unregisters it before the field `region` is dropped.
-        let memh = unsafe { ucx.mem_map(handle, base.cast(), bytes, memory_type(&region)) };
-        let memh = memh.inspect_err(|_| {
-            // SAFETY: the context was made above, nothing was made from it, and it is not used again.
-            unsafe { (ucx.raw.ucp_cleanup)(handle) }
-        })?;
-        let mut context = Self { ucx, handle, memh, region, key: Vec::new() };
-        // SAFETY: `context` owns both handles, so they are live.
-        let packed = unsafe { ucx.rkey_pack(handle, memh) }?;
-        context.key = blob::seal(Kind::Key, base.addr() as u64, bytes as u64, &packed).ok_or_else(|| {
+        // SAFETY: the region keeps its memory mapped, and `Drop` unregisters it before the field `regions` is dropped.
+        let memh = unsafe { self.ucx.mem_map(self.handle, base.cast(), bytes, memory_type(&region)) }?;
+        self.regions.push(Registered { memh, region, key: Vec::new() });
+        // SAFETY: `self` owns both handles, so they are live.
+        let packed = unsafe { self.ucx.rkey_pack(self.handle, memh) }?;
+        let key = blob::seal(Kind::Key, base.addr() as u64, bytes as u64, &packed).ok_or_else(|| {
             TransportError::Descriptor(format!("key of {} bytes is too long", packed.len()))
         })?;
-        Ok(Rc::new(context))
+        if let Some(registered) = self.regions.last_mut() {
+            registered.key = key;
+        }
+        Ok(())
+    }
+
+    /// Number of registered regions.
+    pub(super) fn regions(&self) -> usize {
+        self.regions.len()
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: this struct owns both handles and releases them only here. No worker is left, because each holds this context.
+        // SAFETY: this struct owns all handles and releases them only here. No worker is left, because each holds this context.
         unsafe {
-            (self.ucx.raw.ucp_mem_unmap)(self.handle, self.memh);
+            for registered in &self.regions {
+                (self.ucx.raw.ucp_mem_unmap)(self.handle, registered.memh);
+            }
             (self.ucx.raw.ucp_cleanup)(self.handle);
         }
     }
@@ -101,17 +120,25 @@ impl Worker {
         Ok(Rc::new(worker))
     }
 
-    /// The descriptor with which a peer connects to this worker and writes into the region.
+    /// Number of regions that peers of this worker may write.
+    pub(super) fn regions(&self) -> usize {
+        self.context.regions()
+    }
+
+    /// The descriptor with which a peer connects to this worker and writes into the regions.
     pub(super) fn descriptor(&self) -> Result<Descriptor, TransportError> {
-        let context = &self.context;
-        let (base, bytes) = (context.region.base().as_ptr().addr() as u64, context.region.bytes() as u64);
         // SAFETY: `self` owns the worker, so it is live.
-        let address = unsafe { context.ucx.worker_address(self.handle) }?;
-        let worker_address = blob::seal(Kind::Address, base, bytes, &address).ok_or_else(|| {
-            TransportError::Descriptor(format!("worker address of {} bytes is too long", address.len()))
-        })?;
-        let rkey = context.key.clone();
-        Ok(Descriptor { transport: super::NAME.into(), worker_address, rkey, base, bytes })
+        let address = unsafe { self.context.ucx.worker_address(self.handle) }?;
+        let shard = |registered: &Registered| {
+            let (base, bytes) =
+                (registered.region.base().addr().get() as u64, registered.region.bytes() as u64);
+            let worker_address = blob::seal(Kind::Address, base, bytes, &address).ok_or_else(|| {
+                TransportError::Descriptor(format!("worker address of {} bytes is too long", address.len()))
+            })?;
+            Ok(ShardDescriptor { worker_address, rkey: registered.key.clone(), base, bytes })
+        };
+        let shards = self.context.regions.iter().map(shard).collect::<Result<_, TransportError>>()?;
+        Ok(Descriptor { transport: super::NAME.into(), shards })
     }
 
     /// Lets UCX make progress once. False if nothing happened.
@@ -209,9 +236,12 @@ impl Drop for Request {
     }
 }
 
-/// An endpoint and the rkey of the peer's region. They are one object, so that an rkey of an earlier session cannot be used.
+/// An endpoint, from one of our regions into one of the peer's, and the rkey of that region. They are one object, so that an rkey of an earlier
+/// session cannot be used.
 pub(super) struct Endpoint {
     worker: Rc<Worker>,
+    /// The index of our region.
+    region: usize,
     /// `None` after the endpoint was closed.
     handle: Option<ucp_ep_h>,
     rkey: ucp_rkey_h,
@@ -220,14 +250,12 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Starts to connect. The descriptor is checked before it is passed to UCX.
-    pub(super) fn connect(worker: &Rc<Worker>, peer: &Descriptor) -> Result<Self, TransportError> {
-        if peer.transport != super::NAME {
-            return Err(TransportError::Descriptor(format!(
-                "transport is {:?}, not \"ucx\"",
-                peer.transport
-            )));
-        }
+    /// Starts to connect our region `region` to the peer's. The descriptor is checked before it is passed to UCX.
+    pub(super) fn connect(
+        worker: &Rc<Worker>,
+        region: usize,
+        peer: &ShardDescriptor,
+    ) -> Result<Self, TransportError> {
         if peer.base.checked_add(peer.bytes).is_none() {
             return Err(TransportError::Descriptor("the region exceeds the address space".into()));
         }
@@ -247,7 +275,7 @@ impl Endpoint {
             drop(closing.map(|posted| Request::new(worker, "ucp_ep_close_nbx", posted)));
         })?;
         let (peer_base, peer_bytes) = (peer.base, peer.bytes);
-        Ok(Self { worker: Rc::clone(worker), handle: Some(handle), rkey, peer_base, peer_bytes })
+        Ok(Self { worker: Rc::clone(worker), region, handle: Some(handle), rkey, peer_base, peer_bytes })
     }
 
     fn live(&self) -> Result<ucp_ep_h, TransportError> {
@@ -258,8 +286,8 @@ impl Endpoint {
     pub(super) fn put(&self, local: u64, remote: u64, bytes: u64) -> Result<Request, TransportError> {
         let context = &self.worker.context;
         let out_of = |offset, region_bytes| TransportError::OutOfRegion { offset, bytes, region_bytes };
-        let source = context.region.address(local, bytes);
-        let source = source.ok_or_else(|| out_of(local, context.region.bytes() as u64))?;
+        let Registered { memh, region, .. } = &context.regions[self.region];
+        let source = region.address(local, bytes).ok_or_else(|| out_of(local, region.bytes() as u64))?;
         if remote.checked_add(bytes).is_none_or(|end| end > self.peer_bytes) {
             return Err(out_of(remote, self.peer_bytes));
         }
@@ -276,8 +304,8 @@ impl Endpoint {
                 bytes as usize,
                 self.peer_base + remote,
                 self.rkey,
-                context.memh,
-                memory_type(&context.region),
+                *memh,
+                memory_type(region),
             )
         }?;
         Ok(Request::new(&self.worker, "ucp_put_nbx", posted))

@@ -1,9 +1,10 @@
-//! One session: its worker, its endpoint, the operations in flight, and the steps of closing it.
+//! One session: its worker, the endpoints of its lanes, the operations in flight, and the steps of closing it.
 //!
 //! Connecting, draining and disconnecting have deadlines. Puts have none, because only the caller knows when a peer is too slow. The
 //! caller then sends `Close`, which has deadlines.
 
 use super::handles::{Endpoint, Request, Worker};
+use crate::shards::{Lanes, Piece};
 use crate::transport::{Descriptor, Event, Ticket, TransportError, TransportSession};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -42,33 +43,47 @@ impl Outbox {
 struct Operation {
     ticket: Ticket,
     is_put: bool,
-    /// For a flush: the number of puts posted before it.
+    lane: usize,
+    /// For a flush: the number of puts posted to the lane before it.
     covers: u64,
     request: Request,
 }
 
 enum Closing {
-    /// Waits for the operations in flight, then flushes the puts. `moved` is the time of the last completion.
-    Drain { flush: Option<Request>, in_flight: usize, moved: Instant, began: Instant },
-    /// Waits until the endpoint is closed.
+    /// Waits for the operations in flight, then flushes the lanes whose puts are not flushed. `moved` is the time of the last completion.
+    Drain { flushes: Option<Vec<(usize, Request)>>, in_flight: usize, moved: Instant, began: Instant },
+    /// Waits until the endpoints are closed.
     Disconnect { until: Instant },
 }
 
-/// A session of the UCX transport. Fields are dropped in this order: requests, endpoint with its key, worker.
+/// The endpoint of a lane, and its puts.
+struct UcxLane {
+    endpoint: Endpoint,
+    puts_posted: u64,
+    /// Number of puts known to be visible at the peer.
+    puts_flushed: u64,
+}
+
+impl UcxLane {
+    fn is_flushed(&self) -> bool {
+        self.puts_flushed == self.puts_posted
+    }
+}
+
+/// A session of the UCX transport. Fields are dropped in this order: requests, endpoints with their keys, worker.
 pub(super) struct Session {
     id: TransportSession,
     operations: VecDeque<Operation>,
-    connecting: Option<(Request, Instant)>,
-    disconnecting: Option<Request>,
-    endpoint: Option<Endpoint>,
+    /// The flushes that complete when the lanes are connected, and their deadline.
+    connecting: Option<(Vec<Request>, Instant)>,
+    disconnecting: Vec<Request>,
+    /// Empty until the session is told to connect.
+    lanes: Vec<UcxLane>,
     worker: Rc<Worker>,
     failure: Option<TransportError>,
     closing: Option<Closing>,
     /// Number of `Close` commands to answer.
     closes: usize,
-    puts_posted: u64,
-    /// Number of puts known to be visible at the peer.
-    puts_flushed: u64,
     put_failed: bool,
 }
 
@@ -78,14 +93,12 @@ impl Session {
             id,
             operations: VecDeque::new(),
             connecting: None,
-            disconnecting: None,
-            endpoint: None,
+            disconnecting: Vec::new(),
+            lanes: Vec::new(),
             worker,
             failure: None,
             closing: None,
             closes: 0,
-            puts_posted: 0,
-            puts_flushed: 0,
             put_failed: false,
         }
     }
@@ -103,7 +116,7 @@ impl Session {
         let refused = match &self.failure {
             Some(error) => Some(error.clone()),
             None if self.closing.is_some() => Some(TransportError::Closed),
-            None if self.endpoint.is_some() => {
+            None if !self.lanes.is_empty() => {
                 Some(TransportError::Descriptor("session already has a peer".into()))
             }
             None => None,
@@ -111,13 +124,10 @@ impl Session {
         if let Some(error) = refused {
             return out.answer(Event::Failed { session: self.id, error });
         }
-        let begun = Endpoint::connect(&self.worker, peer)
-            // A flush without puts completes when the connection is established.
-            .and_then(|endpoint| endpoint.flush().map(|flush| (endpoint, flush)));
-        match begun {
-            Ok((endpoint, flush)) => {
-                self.endpoint = Some(endpoint);
-                self.connecting = Some((flush, now + CONNECT_WITHIN));
+        match self.begin(peer) {
+            Ok((lanes, flushes)) => {
+                self.lanes = lanes;
+                self.connecting = Some((flushes, now + CONNECT_WITHIN));
             }
             Err(error) => {
                 self.failure = Some(error.clone());
@@ -126,46 +136,65 @@ impl Session {
         }
     }
 
-    /// The endpoint, if operations may be posted on it.
-    fn ready(&self) -> Result<&Endpoint, TransportError> {
+    /// Starts to connect all lanes.
+    fn begin(&self, peer: &Descriptor) -> Result<(Vec<UcxLane>, Vec<Request>), TransportError> {
+        if peer.transport != super::NAME {
+            let reason = format!("transport is {:?}, not \"ucx\"", peer.transport);
+            return Err(TransportError::Descriptor(reason));
+        }
+        let all = Lanes::to(self.worker.regions(), peer)?;
+        let begin = |lane| {
+            let (local, remote) = all.shards(lane);
+            let endpoint = Endpoint::connect(&self.worker, local as usize, &peer.shards[remote as usize])?;
+            // A flush without puts completes when the connection is established.
+            let flush = endpoint.flush()?;
+            Ok((UcxLane { endpoint, puts_posted: 0, puts_flushed: 0 }, flush))
+        };
+        (0..all.count()).map(begin).collect()
+    }
+
+    /// The lane, if operations may be posted on it.
+    fn ready(&self, lane: u32) -> Result<&UcxLane, TransportError> {
         if self.closing.is_some() {
             return Err(TransportError::Closed);
         }
         if let Some(error) = &self.failure {
             return Err(error.clone());
         }
-        match &self.endpoint {
-            Some(endpoint) if self.connecting.is_none() => Ok(endpoint),
-            _ => Err(TransportError::NotConnected(self.id.0)),
+        if self.lanes.is_empty() || self.connecting.is_some() {
+            return Err(TransportError::NotConnected(self.id.0));
         }
+        self.lanes.get(lane as usize).ok_or(TransportError::NoLane(lane))
     }
 
-    pub(super) fn put(&mut self, ticket: Ticket, local: u64, remote: u64, bytes: u64, out: &mut Outbox) {
-        let endpoint = match self.ready() {
-            Ok(endpoint) => endpoint,
-            Err(error) => {
-                out.answer(Event::PutCompleted { session: self.id, ticket, result: Err(error) });
-                return;
-            }
-        };
-        match endpoint.put(local, remote, bytes) {
+    pub(super) fn put(&mut self, ticket: Ticket, piece: Piece, out: &mut Outbox) {
+        let Piece { lane, local_offset, remote_offset, bytes } = piece;
+        let posted = self.ready(lane).and_then(|to| to.endpoint.put(local_offset, remote_offset, bytes));
+        let lane = lane as usize;
+        match posted {
             Ok(request) => {
-                self.puts_posted += 1;
-                self.operations.push_back(Operation { ticket, is_put: true, covers: 0, request });
+                self.lanes[lane].puts_posted += 1;
+                self.operations.push_back(Operation { ticket, is_put: true, lane, covers: 0, request });
             }
             Err(error) => {
                 // A failed call may have sent a part of the bytes. Other errors occur before the call.
-                self.put_failed |= matches!(error, TransportError::Call { .. });
+                self.put_failed |= self.is_open() && matches!(error, TransportError::Call { .. });
                 out.answer(Event::PutCompleted { session: self.id, ticket, result: Err(error) });
             }
         }
     }
 
-    pub(super) fn flush(&mut self, ticket: Ticket, out: &mut Outbox) {
-        match self.ready().and_then(Endpoint::flush) {
-            Ok(request) => {
-                let covers = self.puts_posted;
-                self.operations.push_back(Operation { ticket, is_put: false, covers, request });
+    /// True unless the session has failed or is closing.
+    fn is_open(&self) -> bool {
+        self.failure.is_none() && self.closing.is_none()
+    }
+
+    pub(super) fn flush(&mut self, ticket: Ticket, lane: u32, out: &mut Outbox) {
+        let posted = self.ready(lane).and_then(|to| Ok((to.puts_posted, to.endpoint.flush()?)));
+        let lane = lane as usize;
+        match posted {
+            Ok((covers, request)) => {
+                self.operations.push_back(Operation { ticket, is_put: false, lane, covers, request });
             }
             Err(error) => out.answer(Event::Flushed { session: self.id, ticket, result: Err(error) }),
         }
@@ -182,7 +211,7 @@ impl Session {
             self.disconnect(true);
         }
         let in_flight = self.operations.len();
-        self.closing = Some(Closing::Drain { flush: None, in_flight, moved: now, began: now });
+        self.closing = Some(Closing::Drain { flushes: None, in_flight, moved: now, began: now });
     }
 
     /// Polls everything in flight. True if the session can be finished.
@@ -210,32 +239,45 @@ impl Session {
     }
 
     fn disconnect(&mut self, force: bool) {
-        if let Some(endpoint) = &mut self.endpoint
-            && let Some(request) = endpoint.close(force)
-        {
-            self.disconnecting = Some(request);
-        }
+        self.disconnecting.extend(self.lanes.iter_mut().filter_map(|lane| lane.endpoint.close(force)));
     }
 
     fn step_connecting(&mut self, now: Instant, out: &mut Outbox) {
-        let Some((flush, until)) = &self.connecting else { return };
-        match flush.poll() {
-            None if now < *until => {}
-            None => {
-                let status = format!("the peer did not answer within {} s", CONNECT_WITHIN.as_secs());
-                self.fail(TransportError::Call { call: "ucp_ep_create", status }, out);
+        let Some((flushes, until)) = &mut self.connecting else { return };
+        let mut failed = None;
+        flushes.retain(|flush| match flush.poll() {
+            None => true,
+            Some(result) => {
+                failed = failed.take().or(result.err());
+                false
             }
-            Some(Err(error)) => self.fail(error, out),
-            Some(Ok(())) => {
-                self.connecting = None;
-                let lane = self.endpoint.as_ref().map(Endpoint::lane).unwrap_or_default();
-                out.answer(Event::Connected { session: self.id, lane });
-            }
+        });
+        if let Some(error) = failed {
+            self.fail(error, out);
+        } else if flushes.is_empty() {
+            self.connecting = None;
+            out.answer(Event::Connected { session: self.id, lane: self.lane_names() });
+        } else if now >= *until {
+            let status = format!("the peer did not answer within {} s", CONNECT_WITHIN.as_secs());
+            self.fail(TransportError::Call { call: "ucp_ep_create", status }, out);
         }
     }
 
+    /// The transports and devices of all lanes, each once.
+    fn lane_names(&self) -> String {
+        let mut names: Vec<String> = Vec::new();
+        for lane in &self.lanes {
+            for name in lane.endpoint.lane().split(',') {
+                if !names.iter().any(|known| known == name) {
+                    names.push(name.to_owned());
+                }
+            }
+        }
+        names.join(",")
+    }
+
     fn reap(&mut self, out: &mut Outbox) {
-        let Self { id, operations, puts_flushed, put_failed, .. } = self;
+        let Self { id, operations, lanes, put_failed, .. } = self;
         operations.retain(|operation| {
             let Some(result) = operation.request.poll() else { return true };
             let (session, ticket) = (*id, operation.ticket);
@@ -244,7 +286,8 @@ impl Session {
                 out.answer(Event::PutCompleted { session, ticket, result });
             } else {
                 if result.is_ok() {
-                    *puts_flushed = operation.covers.max(*puts_flushed);
+                    let flushed = &mut lanes[operation.lane].puts_flushed;
+                    *flushed = operation.covers.max(*flushed);
                 }
                 out.answer(Event::Flushed { session, ticket, result });
             }
@@ -257,10 +300,10 @@ impl Session {
         match &mut self.closing {
             None => false,
             Some(Closing::Disconnect { until }) => {
-                let closed = self.disconnecting.as_ref().is_none_or(|request| request.poll().is_some());
+                let closed = self.disconnecting.iter().all(|request| request.poll().is_some());
                 (closed && self.operations.is_empty()) || now >= *until
             }
-            Some(Closing::Drain { flush, in_flight, moved, began }) => {
+            Some(Closing::Drain { flushes, in_flight, moved, began }) => {
                 if self.operations.len() < *in_flight {
                     (*in_flight, *moved) = (self.operations.len(), now);
                 }
@@ -268,19 +311,25 @@ impl Session {
                 if !self.operations.is_empty() && !late {
                     return false;
                 }
-                if let Some(request) = flush {
-                    match request.poll() {
-                        None if !late => return false,
-                        Some(Ok(())) => self.puts_flushed = self.puts_posted,
-                        _ => {}
+                if let Some(flushes) = flushes {
+                    flushes.retain(|(lane, request)| {
+                        let result = request.poll();
+                        if result == Some(Ok(())) {
+                            self.lanes[*lane].puts_flushed = self.lanes[*lane].puts_posted;
+                        }
+                        result.is_none()
+                    });
+                    if !flushes.is_empty() && !late {
+                        return false;
                     }
-                } else if self.puts_flushed < self.puts_posted
-                    && self.failure.is_none()
-                    && !late
-                    && let Some(Ok(request)) = self.endpoint.as_ref().map(Endpoint::flush)
-                {
-                    *flush = Some(request);
-                    return false;
+                } else if self.failure.is_none() && !late {
+                    let lanes = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.is_flushed());
+                    let begun: Vec<_> =
+                        lanes.filter_map(|(n, lane)| Some((n, lane.endpoint.flush().ok()?))).collect();
+                    if !begun.is_empty() {
+                        *flushes = Some(begun);
+                        return false;
+                    }
                 }
                 self.disconnect(self.failure.is_some() || !self.drained());
                 self.closing = Some(Closing::Disconnect { until: now + DISCONNECT_WITHIN });
@@ -290,10 +339,10 @@ impl Session {
     }
 
     fn drained(&self) -> bool {
-        self.operations.is_empty() && !self.put_failed && self.puts_flushed == self.puts_posted
+        self.operations.is_empty() && !self.put_failed && self.lanes.iter().all(UcxLane::is_flushed)
     }
 
-    /// Destroys the endpoint, the rkey and the worker, and reports that the session has ended.
+    /// Destroys the endpoints, their rkeys and the worker, and reports that the session has ended.
     pub(super) fn finish(mut self, out: &mut Outbox) {
         let (session, closes, drained) = (self.id, self.closes, self.drained());
         for operation in self.operations.drain(..) {

@@ -3,7 +3,9 @@
 use super::blob::{self, Kind};
 use super::{StartError, UcxConfig, UcxTransport};
 use crate::memory::Region;
-use crate::transport::{Command, Descriptor, Event, Transport, TransportError, TransportSession};
+use crate::transport::{
+    Command, Descriptor, Event, ShardDescriptor, Transport, TransportError, TransportSession,
+};
 use common::cache_folder;
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
@@ -31,7 +33,7 @@ fn transport_over(tls: &str) -> (UcxTransport, Receiver<Event>) {
     }
     let (sink, events) = mpsc::channel();
     let sink = Box::new(move |batch: Vec<Event>| batch.into_iter().for_each(|event| drop(sink.send(event))));
-    let transport = UcxTransport::start(Region::host(4096), &config, Box::new(|| ()), sink);
+    let transport = UcxTransport::start(vec![Region::host(4096)], &config, Box::new(|| ()), sink);
     (transport.expect("this test needs UCX; cargo xtask test fetches it"), events)
 }
 
@@ -65,13 +67,14 @@ fn listening() -> Vec<u16> {
 
 /// `peer` with another port in its worker address. UCX stores the port in network byte order.
 fn at_port(peer: &Descriptor, port: u16) -> Descriptor {
-    let of_peer = blob::open(Kind::Address, peer.base, peer.bytes, &peer.worker_address).expect("valid");
+    let [shard] = peer.shards.as_slice() else { panic!("one region") };
+    let of_peer = blob::open(Kind::Address, shard.base, shard.bytes, &shard.worker_address).expect("valid");
     let (mut address, ports) = (of_peer.to_vec(), listening());
     let is_port = |pair: &[u8]| ports.contains(&u16::from_be_bytes([pair[0], pair[1]]));
     let at = address.windows(2).rposition(is_port).expect("the peer's port is in its address");
     address[at..at + 2].copy_from_slice(&port.to_be_bytes());
-    let worker_address = blob::seal(Kind::Address, peer.base, peer.bytes, &address).expect("same length");
-    Descriptor { worker_address, ..peer.clone() }
+    let worker_address = blob::seal(Kind::Address, shard.base, shard.bytes, &address).expect("same length");
+    Descriptor { shards: vec![ShardDescriptor { worker_address, ..shard.clone() }], ..peer.clone() }
 }
 
 #[test]

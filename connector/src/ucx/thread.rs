@@ -10,6 +10,7 @@
 
 use super::handles::{Arm, Context, Worker};
 use super::session::{Outbox, Session};
+use crate::shards::Piece;
 use crate::transport::queue::Queue;
 use crate::transport::{Command, Event, EventSink, TransportError, TransportSession};
 use std::collections::BTreeMap;
@@ -154,17 +155,18 @@ impl Thread {
                 Some(found) => found.connect(&peer, now, &mut self.out),
                 None => self.out.answer(Event::Failed { session, error: missing(session) }),
             },
-            Command::Put { session, ticket, local_offset, remote_offset, bytes } => {
+            Command::Put { session, ticket, lane, local_offset, remote_offset, bytes } => {
+                let piece = Piece { lane, local_offset, remote_offset, bytes };
                 match self.sessions.get_mut(&session) {
-                    Some(found) => found.put(ticket, local_offset, remote_offset, bytes, &mut self.out),
+                    Some(found) => found.put(ticket, piece, &mut self.out),
                     None => {
                         let result = Err(missing(session));
                         self.out.answer(Event::PutCompleted { session, ticket, result });
                     }
                 }
             }
-            Command::Flush { session, ticket } => match self.sessions.get_mut(&session) {
-                Some(found) => found.flush(ticket, &mut self.out),
+            Command::Flush { session, ticket, lane } => match self.sessions.get_mut(&session) {
+                Some(found) => found.flush(ticket, lane, &mut self.out),
                 None => {
                     let result = Err(missing(session));
                     self.out.answer(Event::Flushed { session, ticket, result });

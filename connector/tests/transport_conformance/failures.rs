@@ -1,6 +1,7 @@
 //! Commands that fail, and sides that close while puts are in flight.
 
 use crate::side::{Kind, Side};
+use connector::shards::SHARDS_MAX;
 use connector::transport::*;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -72,21 +73,26 @@ pub(crate) fn garbage_descriptors_are_refused(kind: Kind) {
         assert!(sender.close(session));
     };
     refused(Descriptor { transport: "carrier pigeon".into(), ..good.clone() });
-    refused(Descriptor { worker_address: Vec::new(), ..good.clone() });
-    refused(Descriptor { worker_address: vec![0xff; 200], ..good.clone() });
-    refused(Descriptor { worker_address: vec![0; 1 << 20], ..good.clone() });
-    refused(Descriptor { base: good.base + 4096, ..good.clone() });
-    refused(Descriptor { bytes: good.bytes * 2, ..good.clone() });
-    refused(Descriptor { base: u64::MAX - 5, ..good.clone() });
-    for index in 0..good.worker_address.len() {
-        let mut peer = good.clone();
+    let [shard] = good.shards.clone().try_into().expect("one region");
+    let of = |shards: Vec<ShardDescriptor>| Descriptor { shards, ..good.clone() };
+    refused(of(vec![]));
+    refused(of(vec![shard.clone(); 1 + SHARDS_MAX as usize]));
+    let mut shard_refused = |shard: ShardDescriptor| refused(of(vec![shard]));
+    shard_refused(ShardDescriptor { worker_address: Vec::new(), ..shard.clone() });
+    shard_refused(ShardDescriptor { worker_address: vec![0xff; 200], ..shard.clone() });
+    shard_refused(ShardDescriptor { worker_address: vec![0; 1 << 20], ..shard.clone() });
+    shard_refused(ShardDescriptor { base: shard.base + 4096, ..shard.clone() });
+    shard_refused(ShardDescriptor { bytes: shard.bytes * 2, ..shard.clone() });
+    shard_refused(ShardDescriptor { base: u64::MAX - 5, ..shard.clone() });
+    for index in 0..shard.worker_address.len() {
+        let mut peer = shard.clone();
         peer.worker_address.truncate(index);
-        refused(peer);
+        shard_refused(peer);
     }
-    for index in 0..good.rkey.len() {
-        let mut peer = good.clone();
+    for index in 0..shard.rkey.len() {
+        let mut peer = shard.clone();
         peer.rkey[index] ^= 0x10;
-        refused(peer);
+        shard_refused(peer);
     }
     sender.connect(A, &good).expect("the valid descriptor still connects");
     sender.finish();
@@ -161,11 +167,12 @@ pub(crate) fn any_sequence_of_commands_has_one_answer_each(kind: Kind) {
                 2 | 3 => Command::Put {
                     session,
                     ticket: Ticket(ticket),
+                    lane: (amount % 2) as u32,
                     local_offset: 0,
                     remote_offset: amount / 2,
                     bytes: amount / 2,
                 },
-                4 => Command::Flush { session, ticket: Ticket(ticket) },
+                4 => Command::Flush { session, ticket: Ticket(ticket), lane: (amount % 2) as u32 },
                 _ => Command::Close { session },
             };
             let opened = matches!(command, Command::Open { .. });

@@ -24,7 +24,10 @@ fn encode(descriptor: &Descriptor) -> String {
             text
         })
     };
-    let Descriptor { transport, worker_address, rkey, base, bytes } = descriptor;
+    let [ShardDescriptor { worker_address, rkey, base, bytes }] = descriptor.shards.as_slice() else {
+        panic!("one region")
+    };
+    let transport = &descriptor.transport;
     format!("{transport} {} {} {base} {bytes}", hex(worker_address), hex(rkey))
 }
 
@@ -38,13 +41,13 @@ fn decode(text: &str) -> Descriptor {
         let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("the text is hex");
         (0..digits.len()).step_by(2).map(byte).collect()
     };
-    Descriptor {
-        transport: transport.into(),
+    let shard = ShardDescriptor {
         worker_address: blob(worker_address),
         rkey: blob(rkey),
         base: base.parse().expect("the line has a base address"),
         bytes: bytes.parse().expect("the line has a length"),
-    }
+    };
+    Descriptor { transport: transport.into(), shards: vec![shard] }
 }
 
 /// The peer's side of the tests below. Without the environment variable it does nothing.

@@ -1,9 +1,10 @@
-//! One side of a test: a transport, its region, its events, and the commands that are not answered yet.
+//! One side of a test: a transport, its regions, its events, and the commands that are not answered yet.
 
 use common::cache_folder;
 use common::splitmix::{STEP, SplitMix64};
 use connector::loopback::LoopbackTransport;
 use connector::memory::Region;
+use connector::shards::Piece;
 use connector::transport::*;
 use connector::ucx::{UcxConfig, UcxTransport};
 use std::collections::{BTreeMap, VecDeque};
@@ -38,7 +39,8 @@ enum Submitted {
 
 pub(crate) struct Side {
     pub(crate) transport: Box<dyn Transport>,
-    pub(crate) region: Region,
+    /// One for each shard of the side's pages.
+    pub(crate) regions: Vec<Region>,
     events: Receiver<Event>,
     seen: VecDeque<Event>,
     unanswered: BTreeMap<Submitted, usize>,
@@ -48,22 +50,28 @@ pub(crate) struct Side {
 }
 
 impl Side {
+    /// A side with one region.
     pub(crate) fn start(kind: Kind, bytes: usize) -> Self {
-        let region = Region::host(bytes);
+        Self::start_shards(kind, 1, bytes)
+    }
+
+    /// A side with so many regions of `bytes` bytes each.
+    pub(crate) fn start_shards(kind: Kind, shards: usize, bytes: usize) -> Self {
+        let regions: Vec<Region> = (0..shards).map(|_| Region::host(bytes)).collect();
         let (send, events) = channel();
         let sink: EventSink =
             Box::new(move |batch| batch.into_iter().for_each(|event| drop(send.send(event))));
         let transport: Box<dyn Transport> = match kind {
             Kind::Loopback => {
-                Box::new(LoopbackTransport::start(region.clone(), sink).expect("the thread starts"))
+                Box::new(LoopbackTransport::start(regions.clone(), sink).expect("the thread starts"))
             }
-            Kind::Ucx => match UcxTransport::start(region.clone(), &ucx_config(), Box::new(|| ()), sink) {
+            Kind::Ucx => match UcxTransport::start(regions.clone(), &ucx_config(), Box::new(|| ()), sink) {
                 Ok(transport) => Box::new(transport),
                 Err(error) => panic!("this test needs UCX; cargo xtask test fetches it: {error}"),
             },
         };
         let (seen, unanswered, failed) = (VecDeque::new(), BTreeMap::new(), BTreeMap::new());
-        Self { transport, region, events, seen, unanswered, failed, next_ticket: 1, stopped: false }
+        Self { transport, regions, events, seen, unanswered, failed, next_ticket: 1, stopped: false }
     }
 
     pub(crate) fn submit(&mut self, command: Command) -> Result<(), SubmitError> {
@@ -169,10 +177,19 @@ impl Side {
         remote_offset: u64,
         bytes: u64,
     ) -> Result<Ticket, SubmitError> {
+        self.try_put_piece(session, Piece { lane: 0, local_offset, remote_offset, bytes })
+    }
+
+    fn try_put_piece(&mut self, session: TransportSession, piece: Piece) -> Result<Ticket, SubmitError> {
+        let Piece { lane, local_offset, remote_offset, bytes } = piece;
         let ticket = Ticket(self.next_ticket);
-        self.submit(Command::Put { session, ticket, local_offset, remote_offset, bytes })?;
+        self.submit(Command::Put { session, ticket, lane, local_offset, remote_offset, bytes })?;
         self.next_ticket += 1;
         Ok(ticket)
+    }
+
+    pub(crate) fn put_piece(&mut self, session: TransportSession, piece: Piece) -> Ticket {
+        self.try_put_piece(session, piece).expect("room for Put")
     }
 
     pub(crate) fn put(&mut self, session: TransportSession, local: u64, remote: u64, bytes: u64) -> Ticket {
@@ -192,9 +209,13 @@ impl Side {
     }
 
     pub(crate) fn flush(&mut self, session: TransportSession) -> Result<(), TransportError> {
+        self.flush_lane(session, 0)
+    }
+
+    pub(crate) fn flush_lane(&mut self, session: TransportSession, lane: u32) -> Result<(), TransportError> {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        self.submit(Command::Flush { session, ticket }).expect("room for Flush");
+        self.submit(Command::Flush { session, ticket, lane }).expect("room for Flush");
         self.result(ticket)
     }
 
@@ -224,24 +245,24 @@ impl Side {
         assert!(self.unanswered.is_empty(), "not answered: {:?}", self.unanswered);
     }
 
-    /// Fills part of the region with the bytes of [`content`].
+    /// Fills part of the first region with the bytes of [`content`].
     pub(crate) fn fill(&self, offset: u64, bytes: u64, seed: u64) {
-        let target = self.region.at(offset, bytes).expect("the range lies in the region");
+        let target = self.regions[0].at(offset, bytes).expect("the range lies in the region");
         let content = content(bytes, seed);
         // SAFETY: `at` has checked the range, and the test has no operation on it in flight.
         unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), target.as_ptr(), content.len()) }
     }
 
-    /// A copy of part of the region.
+    /// A copy of part of the first region.
     pub(crate) fn read(&self, offset: u64, bytes: u64) -> Vec<u8> {
-        let source = self.region.at(offset, bytes).expect("the range lies in the region");
+        let source = self.regions[0].at(offset, bytes).expect("the range lies in the region");
         let mut copy = vec![0; bytes as usize];
         // SAFETY: `at` has checked the range. The tests read it after a flush, or after the session was closed, so nothing writes it.
         unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), copy.as_mut_ptr(), copy.len()) }
         copy
     }
 
-    /// Panics unless part of the region has the bytes of [`content`].
+    /// Panics unless part of the first region has the bytes of [`content`].
     pub(crate) fn check(&self, offset: u64, bytes: u64, seed: u64) {
         assert!(
             self.read(offset, bytes) == content(bytes, seed),

@@ -103,6 +103,7 @@ pub(crate) fn prefiller(live: u64, times: &mut Times) {
 pub(crate) fn transfer(live: u64, times: &mut Times) {
     let mut state = TransferState::new(TransferConfig {
         page_bytes: 1 << 20,
+        shards: 1,
         min_gigabytes_per_second: 0.0,
         hashed: true,
         on_device: false,

@@ -140,8 +140,8 @@ impl History for Nodes {
             failed.join(", ")
         );
         println!(
-            "pages: {} landed, {} shared, {} damaged; {} sessions",
-            report.landed, report.resident, report.damaged, report.sessions
+            "pages: {} landed, {} shared, {} damaged, {} puts of pieces; {} sessions",
+            report.landed, report.resident, report.damaged, report.pieces, report.sessions
         );
         println!(
             "prefills by peers: {} refused without room, {} given up without credits",

@@ -34,7 +34,7 @@ impl World {
         }
         let process = &mut self.nodes[node];
         follow(&mut plan, &process.sampled);
-        let step = Step::begin(plan, &mut process.memory, &process.late);
+        let step = Step::begin(plan, &process.memory, &process.late);
         self.pages_are_held(node, &step);
         self.nodes[node].step = Some(step);
         let wait = self.dice.wait(5 * MS, 200 * MS);

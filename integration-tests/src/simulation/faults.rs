@@ -43,6 +43,7 @@ impl World {
                 }
             }
             Fault::BitFlips => self.flip = true,
+            Fault::PieceMissing => self.lose = true,
             Fault::Miscounts(node) => {
                 self.miscounts.insert(node);
             }
@@ -63,7 +64,7 @@ impl World {
         for outlet in self.outlets.values_mut() {
             (outlet.fails, outlet.hangs) = (false, false);
         }
-        self.flip = false;
+        (self.flip, self.lose) = (false, false);
         self.miscounts.clear();
         self.nodes.iter_mut().for_each(|node| node.step_fails = false);
     }

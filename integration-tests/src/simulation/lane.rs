@@ -1,7 +1,8 @@
 //! The lanes: when a put reads its bytes, when they land, when it completes, and when a flush completes.
 //!
-//! A put reads its bytes between its posting and its completion, and they land before or after the completion. A flush completes when all puts
-//! before the flush have landed. If the receiver copies the bytes (TCP), nothing lands after its part of the session is closed. On a foreign lane the
+//! A session has one lane for each piece of a page that its nodes divide. The lanes have random times of their own, so the pieces of a page land in any
+//! order. A put reads its bytes between its posting and its completion, and they land before or after the completion. A flush completes when all puts of
+//! its lane before the flush have landed. If the receiver copies the bytes (TCP), nothing lands after its part of the session is closed. On a foreign lane the
 //! sender writes directly, and only the end of the putting process stops a posted put. If a plan has foreign lanes, every second lane is one. The
 //! sender names the lane in `LaneConnected`.
 
@@ -9,25 +10,19 @@ use actors::buffer_manager::state::PageUse;
 use actors::effect::{Effect, Endpoint, to};
 use actors::messages::{SessionId, TransportEvents};
 use connector::ring::CreditNumber;
-use connector::transport::{Command, Descriptor, Event as LaneEvent, TransportError, TransportSession};
+use connector::shards::{Lanes, Piece};
+use connector::transport::{
+    Command, Descriptor, Event as LaneEvent, ShardDescriptor, TransportError, TransportSession,
+};
 use engine::PageId;
 
 use super::node::Node;
 use super::parts::{Lane, OutletName, Put, PutName};
-use super::plan::{MS, SECOND, VOCABULARY};
+use super::plan::{HEADS, MS, SECOND, VOCABULARY};
 use super::world::{Event, World};
 
 /// How much later a failed put may land.
 const LATE: u64 = 20 * SECOND;
-
-/// Adjacent pages that one put carries.
-struct Pages {
-    /// The first page in the pool of the node that puts.
-    page: u32,
-    /// The first page in the pool of its peer.
-    into: u32,
-    count: u32,
-}
 
 fn failure(text: &str) -> TransportError {
     TransportError::Call { call: "lane", status: text.to_owned() }
@@ -64,12 +59,10 @@ impl World {
                 self.send_later(node, wait, Endpoint::Transport, opened);
             }
             Command::Connect { session, peer } => self.connect(outlet(session), &peer),
-            Command::Put { session, ticket, local_offset, remote_offset, bytes } => {
-                let pages =
-                    Pages { page: local_offset as u32, into: remote_offset as u32, count: bytes as u32 };
-                self.put(outlet(session), ticket.0, pages);
+            Command::Put { session, ticket, lane, local_offset, remote_offset, bytes } => {
+                self.put(outlet(session), ticket.0, Piece { lane, local_offset, remote_offset, bytes });
             }
-            Command::Flush { session, ticket } => self.flush(outlet(session), ticket.0),
+            Command::Flush { session, ticket, lane } => self.flush(outlet(session), ticket.0, lane),
             Command::Close { session } if self.outlets.contains_key(&outlet(session)) => {
                 self.close_outlet(outlet(session));
             }
@@ -92,18 +85,16 @@ impl World {
         let life = self.nodes[node].life;
         let foreign = self.plan.foreign && number.is_multiple_of(2);
         self.lanes.insert(number, Lane { node, life, session, open: true, foreign });
-        Descriptor {
-            transport: "sim".into(),
-            worker_address: Vec::new(),
-            rkey: Vec::new(),
-            base: number,
-            bytes: 0,
-        }
+        let shard = ShardDescriptor { worker_address: Vec::new(), rkey: Vec::new(), base: number, bytes: 0 };
+        let shards = vec![shard; self.plan.nodes[node].shards as usize];
+        Descriptor { transport: "sim".into(), shards }
     }
 
     /// The transport of a dialler connects to a receiving end.
     fn connect(&mut self, name: OutletName, peer: &Descriptor) {
-        self.outlets.entry(name).or_default().lane = Some(peer.base);
+        let lanes = Lanes::between(self.plan.nodes[name.node].shards, peer.shards.len() as u32);
+        let outlet = self.outlets.entry(name).or_default();
+        (outlet.lane, outlet.lanes) = (peer.shards.first().map(|shard| shard.base), lanes.ok());
         let wait = self.dice.wait(5 * MS, 2 * SECOND);
         let session = named(name.session);
         let event = if self.lane_is_open(name) {
@@ -135,11 +126,39 @@ impl World {
         self.nodes[name.node].alive && self.nodes[name.node].life == name.life
     }
 
-    fn put(&mut self, name: OutletName, ticket: u64, pages: Pages) {
+    /// The put of a piece of one page, or of the pieces of adjacent pages. `None` if it is no such piece.
+    fn put_of(&self, name: OutletName, piece: &Piece) -> Option<Put> {
+        let lanes = self.outlets.get(&name)?.lanes?;
+        let heads = HEADS / lanes.count();
+        let pages = piece.bytes as u32 / heads;
+        let (local, remote) = lanes.shards(piece.lane);
+        let peer = self.lane_of(name)?.node;
+        let (page, first) = self.nodes[name.node].memory.place(local, piece.local_offset);
+        let (into, there) = self.nodes[peer].memory.place(remote, piece.remote_offset);
+        // Pieces of adjacent pages are adjacent only in pools that have no other piece of them.
+        let fits =
+            [name.node, peer].iter().all(|node| pages == 1 || self.plan.nodes[*node].shards == lanes.count());
+        let is_piece = pages > 0 && pages * heads == piece.bytes as u32 && piece.lane * heads == first;
+        let heads = first..first + heads;
+        (is_piece && fits && first == there).then(|| Put {
+            lane: piece.lane,
+            heads,
+            page,
+            into,
+            pages,
+            ..Put::default()
+        })
+    }
+
+    fn put(&mut self, name: OutletName, ticket: u64, piece: Piece) {
         if self.outlets.get(&name).is_none_or(|outlet| outlet.closing) {
             return self.put_is_over(name, ticket, Some("closed"));
         }
-        let Pages { page, into, count: pages } = pages;
+        let Some(put) = self.put_of(name, &piece) else {
+            return self
+                .fail(format!("put {ticket} of {name:?} moves {piece:?}, which is no piece of a page"));
+        };
+        self.report.pieces += u64::from(put.heads.len() < HEADS as usize);
         let read = self.dice.wait(MS, 50 * MS);
         let lands = read + self.dice.wait(3 * MS, SECOND);
         let completes = if self.dice.one_in(2) { lands } else { self.dice.between(read, lands) };
@@ -147,7 +166,7 @@ impl World {
         let Some(outlet) = self.outlets.get_mut(&name) else { return };
         let (fails, is_owned) = (outlet.fails && fails_now, outlet.probed);
         let lands_at = self.now + lands;
-        let put = Put { page, is_owned, into, pages, lands_at, fails, ..Put::default() };
+        let put = Put { is_owned, lands_at, fails, ..put };
         outlet.puts.insert(ticket, put);
         self.at(read, None, Event::PutIsRead((name, ticket)));
         // A put that failed at a device may land much later, as long as its process lives.
@@ -182,7 +201,8 @@ impl World {
         let put = self.outlets.get_mut(&name).and_then(|outlet| outlet.puts.get_mut(&ticket));
         let Some(put) = put.filter(|put| put.content.is_none()) else { return };
         let pages = put.page..put.page + put.pages;
-        put.content = Some(pages.clone().map(|page| memory.page(page).clone()).collect());
+        let heads = &put.heads;
+        put.content = Some(pages.clone().map(|page| memory.heads(page, heads.clone()).to_vec()).collect());
         let mut used = pages.map(|page| (page, pool.page_use(PageId(page))));
         let free = used.find(|(_, used)| !matches!(used, PageUse::Held(_)));
         if let (true, false, Some((page, used))) = (put.is_owned, put.completed, free) {
@@ -209,10 +229,12 @@ impl World {
         };
         let Some(mut content) = put.content.clone() else { return };
         put.landed = true;
-        let into = put.into;
+        let (into, first) = (put.into, put.heads.start);
+        let lost = std::mem::take(&mut self.lose);
         if std::mem::take(&mut self.flip) {
             let page = self.dice.between(0, content.len() as u64 - 1) as usize;
-            let tokens = &mut content[page].tokens;
+            let head = self.dice.between(0, content[page].len() as u64 - 1) as usize;
+            let tokens = &mut content[page][head].tokens;
             let place = self.dice.between(0, tokens.len() as u64 - 1) as usize;
             tokens[place] = (tokens[place].wrapping_add(1)) % VOCABULARY;
         }
@@ -223,8 +245,11 @@ impl World {
                     "a put of {session} lands in page {into} of node {node}, which is {used:?}"
                 ));
             }
-            self.nodes[node].memory.write_page(into, content);
-            self.report.landed += 1;
+            // If the same bytes are there already, no process can tell that the piece is lost.
+            if !lost || self.nodes[node].memory.has_tokens(into, first, &content) {
+                self.nodes[node].memory.write_heads(into, first, &content);
+                self.report.landed += 1;
+            }
         }
         self.trace_event(|| format!("{name:?} {ticket} lands in page {into}"));
     }
@@ -251,12 +276,12 @@ impl World {
         self.put_is_over(name, ticket, failed);
     }
 
-    fn flush(&mut self, name: OutletName, ticket: u64) {
+    fn flush(&mut self, name: OutletName, ticket: u64, lane: u32) {
         let wait = self.dice.wait(MS, 20 * MS);
         let Some(outlet) = self.outlets.get_mut(&name).filter(|outlet| !outlet.closing) else {
             return self.flush_is_answered(name, ticket, Some("closed"));
         };
-        outlet.flushes.insert(ticket);
+        outlet.flushes.insert(ticket, lane);
         let covers = outlet.puts.len() as u64;
         self.at(wait, None, Event::FlushIsOver(name, ticket, covers));
     }
@@ -264,10 +289,8 @@ impl World {
     pub(super) fn flush_is_over(&mut self, name: OutletName, ticket: u64, covers: u64) {
         let open = self.lane_is_open(name);
         let Some(outlet) = self.outlets.get_mut(&name) else { return };
-        if outlet.hangs || !outlet.flushes.contains(&ticket) {
-            return;
-        }
-        let covered = || outlet.puts.values().take(covers as usize);
+        let Some(lane) = outlet.flushes.get(&ticket).copied().filter(|_| !outlet.hangs) else { return };
+        let covered = || outlet.puts.values().take(covers as usize).filter(|put| put.lane == lane);
         let failed = !open || covered().any(|put| put.fails);
         if !failed && covered().any(|put| !put.landed) {
             return self.at(MS, None, Event::FlushIsOver(name, ticket, covers));
@@ -315,7 +338,7 @@ impl World {
         let Some(outlet) = self.outlets.get_mut(&name) else { return };
         let drained = outlet.puts.values().all(|put| put.landed && !put.fails);
         outlet.drained = Some(drained);
-        for ticket in std::mem::take(&mut outlet.flushes) {
+        for ticket in std::mem::take(&mut outlet.flushes).into_keys() {
             self.flush_is_answered(name, ticket, (!drained).then_some("closed"));
         }
         self.tell(name, changed(LaneEvent::Closed { session: named(name.session), drained }));

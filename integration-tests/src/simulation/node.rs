@@ -18,7 +18,7 @@ use connector::frame::Incarnation;
 use engine::{StepLimits, Token};
 
 use super::machine::{Memory, Step};
-use super::plan::{PAGE_TOKENS, Plan, VOCABULARY};
+use super::plan::{HEADS, PAGE_TOKENS, Plan, VOCABULARY};
 use super::topology::NodePlan;
 
 /// An edge between two endpoints. Messages stay in order on an edge.
@@ -97,7 +97,7 @@ impl Decoding {
             }),
             decoder: DecoderState::new(DecoderConfig {
                 page_tokens: PAGE_TOKENS,
-                page_bytes: 1,
+                page_bytes: u64::from(HEADS),
                 finish: FinishRule::new(vec![0]),
                 vocabulary: VOCABULARY,
                 pid: node as u32,
@@ -114,7 +114,8 @@ impl Prefilling {
     fn new(plan: &Plan, node: usize) -> Self {
         Self {
             transfer: TransferState::new(TransferConfig {
-                page_bytes: 1,
+                page_bytes: u64::from(HEADS),
+                shards: plan.nodes[node].shards,
                 min_gigabytes_per_second: 0.0,
                 hashed: plan.hashed,
                 on_device: plan.on_device,
@@ -122,7 +123,7 @@ impl Prefilling {
             }),
             prefiller: PrefillerState::new(PrefillerConfig {
                 page_tokens: PAGE_TOKENS,
-                page_bytes: 1,
+                page_bytes: u64::from(HEADS),
                 pool_pages: plan.nodes[node].prompt_pages(),
                 vocabulary: VOCABULARY,
                 context_tokens: 4096,
@@ -152,7 +153,7 @@ impl Node {
                 pages,
                 ring_pages,
                 page_tokens: PAGE_TOKENS,
-                page_bytes: 1,
+                page_bytes: u64::from(HEADS),
                 sharing: true,
                 announces: true,
                 scattered: false,
@@ -173,7 +174,7 @@ impl Node {
                 cache_pages: pages,
             })
             .with_limits(plan.limits.unwrap_or_default()),
-            memory: Memory::new(pages),
+            memory: Memory::new(pages, own.shards),
             step: None,
             step_ahead: None,
             sampled: Vec::new(),

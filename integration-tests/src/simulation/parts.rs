@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::ops::Range;
 
 use actors::grammar::CompiledGrammar;
 use actors::messages::SessionId;
 use actors::request::{CacheSalt, RequestId};
 use connector::frame::Frame;
 use connector::ring::PageIndex;
+use connector::shards::Lanes;
 
-use super::machine::PageContent;
+use super::machine::Head;
 
 /// The sending end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,13 +39,17 @@ pub(super) struct Lane {
 /// A put in flight.
 #[derive(Debug, Default)]
 pub(super) struct Put {
+    pub(super) lane: u32,
+    /// The heads that it carries, of each page.
+    pub(super) heads: Range<u32>,
     pub(super) page: u32,
     /// True for pages of a request, false for pages of the probe.
     pub(super) is_owned: bool,
     pub(super) into: u32,
     /// The number of pages from `page` and from `into` on.
     pub(super) pages: u32,
-    pub(super) content: Option<Vec<PageContent>>,
+    /// By page: the heads.
+    pub(super) content: Option<Vec<Vec<Head>>>,
     pub(super) lands_at: u64,
     pub(super) landed: bool,
     pub(super) completed: bool,
@@ -54,6 +60,8 @@ pub(super) struct Put {
 #[derive(Debug, Default)]
 pub(super) struct Outlet {
     pub(super) lane: Option<u64>,
+    /// The lanes between the shards of both nodes; `None` until they are connected.
+    pub(super) lanes: Option<Lanes>,
     /// Puts by ticket, in the order of posting.
     pub(super) puts: BTreeMap<u64, Put>,
     /// The lane is connected, and the peer gets its name.
@@ -64,8 +72,8 @@ pub(super) struct Outlet {
     pub(super) waiting: BTreeMap<RequestId, u32>,
     /// When the session last got a credit, or began to have pages that wait for one.
     pub(super) credit_at: u64,
-    /// Flushes in flight.
-    pub(super) flushes: BTreeSet<u64>,
+    /// The lanes of flushes in flight, by ticket.
+    pub(super) flushes: BTreeMap<u64, u32>,
     /// Whether the probe has ended. Later puts carry pages of requests.
     pub(super) probed: bool,
     pub(super) fails: bool,
@@ -144,7 +152,9 @@ pub struct Report {
     pub lost_while_compiling: u64,
     /// Reports of damaged pages, which were not adopted.
     pub damaged: u64,
-    /// Puts that landed.
+    /// Puts of a piece of a page, because a side divides its pages.
+    pub pieces: u64,
+    /// Pages of puts that landed, once for each of their pieces.
     pub landed: u64,
     /// Sessions that became ready.
     pub sessions: u64,
@@ -168,6 +178,7 @@ impl Report {
         self.no_credit += other.no_credit;
         self.lost_while_compiling += other.lost_while_compiling;
         self.damaged += other.damaged;
+        self.pieces += other.pieces;
         self.landed += other.landed;
         self.sessions += other.sessions;
         for (name, count) in &other.failed {

@@ -14,6 +14,8 @@ pub(super) const MS: u64 = 1000;
 pub(super) const SECOND: u64 = 1_000_000;
 /// Tokens in a page.
 pub(super) const PAGE_TOKENS: u32 = 4;
+/// KV heads of a page, and the number of its bytes: a head has one.
+pub(super) const HEADS: u32 = 4;
 /// Token ids are below this number. Token 0 ends a sequence.
 pub(super) const VOCABULARY: u32 = 50;
 
@@ -39,8 +41,10 @@ pub enum Fault {
     LaneFails(usize),
     /// From now on operations of the node's sessions never complete.
     LaneHangs(usize),
-    /// One bit of the next page that lands is flipped.
+    /// One bit of the next piece of a page that lands is flipped.
     BitFlips,
+    /// The next piece of a page that lands does not land, and its lane does not report it.
+    PieceMissing,
     /// The node's next frame about filled pages is sent twice, with a wrong credit, or for a request that another node prefills.
     Miscounts(usize),
     /// The node ends in order and restarts later.
@@ -65,7 +69,8 @@ impl Fault {
             6 | 7 => Self::LinkBreaks(dialler, listener),
             8 => Self::LaneFails(dialler),
             9 => Self::LaneHangs(dialler),
-            10 if hashed => Self::BitFlips,
+            10 if hashed && dice.one_in(2) => Self::BitFlips,
+            10 if hashed => Self::PieceMissing,
             10 | 11 => Self::Miscounts(dialler),
             12 => Self::Leaves(node),
             13 => Self::Unhealthy(node),
@@ -82,6 +87,7 @@ impl Fault {
             Self::LaneFails(_) => "lane fails",
             Self::LaneHangs(_) => "lane hangs",
             Self::BitFlips => "bit flips",
+            Self::PieceMissing => "piece missing",
             Self::Miscounts(_) => "node miscounts",
             Self::Leaves(_) => "node leaves",
             Self::Unhealthy(_) => "node unhealthy",

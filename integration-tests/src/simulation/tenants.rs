@@ -48,7 +48,7 @@ impl World {
         };
         let (read, written) = pages.split_at(resident.div_ceil(PAGE_TOKENS) as usize);
         let memory = &mut self.nodes[node].memory;
-        let strange = read.iter().find(|page| memory.page(page.0).salt != salt);
+        let strange = read.iter().find(|page| !memory.has_salt(page.0, salt));
         memory.claim(written, salt);
         if let Some(page) = strange {
             self.fail(format!("{sequence} of process {node} reads page {} of another salt", page.0));

@@ -15,6 +15,8 @@ pub struct NodePlan {
     pub ring_pages: u32,
     /// Pages that only prompts of peers may use. See [`PoolConfig`](actors::buffer_manager::state::PoolConfig).
     pub prefill_pages: Option<u32>,
+    /// Shards into which the node divides a page.
+    pub shards: u32,
 }
 
 impl NodePlan {
@@ -29,8 +31,17 @@ impl NodePlan {
     }
 }
 
-/// The nodes of a history. In half of the histories, one node decodes and one to three nodes prefill.
+/// The nodes of a history. In half of the histories, one node decodes and one to three nodes prefill. In half of the histories, nodes divide their
+/// pages into shards, each node in its own way.
 pub(super) fn nodes(dice: &mut Dice) -> Vec<NodePlan> {
+    let mut nodes = undivided(dice);
+    if dice.one_in(2) {
+        nodes.iter_mut().for_each(|node| node.shards = *dice.one_of(&[1, 2, 4]));
+    }
+    nodes
+}
+
+fn undivided(dice: &mut Dice) -> Vec<NodePlan> {
     if dice.one_in(2) {
         return receiver_and_senders(dice);
     }
@@ -57,7 +68,7 @@ pub(super) fn nodes(dice: &mut Dice) -> Vec<NodePlan> {
             let prefill_pages = (decodes && !dials.is_empty()).then_some(quota);
             let ring_pages = if decodes { ring_pages } else { 0 };
             let pages = request_pages + ring_pages + prefill_pages.unwrap_or_default();
-            NodePlan { decodes, dials, pages, ring_pages, prefill_pages }
+            NodePlan { decodes, dials, pages, ring_pages, prefill_pages, shards: 1 }
         })
         .collect()
 }
@@ -68,11 +79,13 @@ fn receiver_and_senders(dice: &mut Dice) -> Vec<NodePlan> {
         0 => dice.between(1, 2) as u32,
         _ => dice.between(1, u64::from(pages / 2)) as u32,
     };
-    let receiver = NodePlan { decodes: true, dials: Vec::new(), pages, ring_pages, prefill_pages: None };
+    let dials = Vec::new();
+    let receiver = NodePlan { decodes: true, dials, pages, ring_pages, prefill_pages: None, shards: 1 };
     let pages = dice.between(4, 40) as u32;
     // A sender may serve requests too. It waits for no peer, so that peers' prompts need no pages of their own.
     let decodes = dice.one_in(4);
-    let sender = NodePlan { decodes, dials: vec![0], pages, ring_pages: 0, prefill_pages: None };
+    let dials = vec![0];
+    let sender = NodePlan { decodes, dials, pages, ring_pages: 0, prefill_pages: None, shards: 1 };
     let senders = std::iter::repeat_n(sender, dice.between(1, 3) as usize);
     std::iter::once(receiver).chain(senders).collect()
 }

@@ -107,8 +107,10 @@ pub(super) struct World {
     pub(super) lanes: BTreeMap<u64, Lane>,
     pub(super) outlets: BTreeMap<OutletName, Outlet>,
     pub(super) clients: BTreeMap<RequestId, Client>,
-    /// The next page that lands is damaged.
+    /// The next piece that lands is damaged.
     pub(super) flip: bool,
+    /// The next piece that lands is lost.
+    pub(super) lose: bool,
     /// The next announcement of these nodes is wrong.
     pub(super) miscounts: BTreeSet<usize>,
     /// The node that was asked last to prefill each request.
@@ -135,6 +137,7 @@ impl World {
             outlets: BTreeMap::new(),
             clients: BTreeMap::new(),
             flip: false,
+            lose: false,
             miscounts: BTreeSet::new(),
             asked: BTreeMap::new(),
             report: Report::default(),

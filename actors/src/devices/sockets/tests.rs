@@ -1,5 +1,7 @@
 use std::sync::Mutex;
 
+use connector::transport::ShardDescriptor;
+
 use super::*;
 
 /// Replaces the peer link and records its messages.
@@ -29,6 +31,7 @@ fn identity() -> Identity {
         scale: "1".into(),
         page_bytes: 4096,
         page_hash: true,
+        shards: 1,
     };
     Identity {
         incarnation: Incarnation { pid: 1, start_ticks: 2, boot: 3, pid_namespace: 4, random: 5 },
@@ -79,8 +82,8 @@ async fn a_peer_that_reads_no_frames_is_disconnected_before_a_frame_is_lost() {
         }
     };
     let session = SessionId(1);
-    let descriptor =
-        Descriptor { transport: "t".into(), worker_address: vec![], rkey: vec![], base: 0, bytes: 0 };
+    let shard = ShardDescriptor { worker_address: vec![], rkey: vec![], base: 0, bytes: 0 };
+    let descriptor = Descriptor { transport: "t".into(), shards: vec![shard] };
     sockets.deliver(SayWelcome { connection, session, descriptor }.into());
     let write = |pages| {
         let frame = Frame::RingShare { pages };

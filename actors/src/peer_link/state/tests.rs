@@ -5,7 +5,7 @@ mod proof;
 
 use connector::frame::PageOwner;
 use connector::ring::{CreditNumber, PageIndex};
-use connector::transport::{Ticket, TransportError};
+use connector::transport::{ShardDescriptor, Ticket, TransportError};
 
 use super::*;
 use crate::effect::{ToPrefiller, ToTransport};
@@ -33,7 +33,8 @@ const NEXT: SenderSession =
 
 /// The descriptor of our worker or of a receiver's worker.
 fn descriptor(of: &str) -> Descriptor {
-    Descriptor { transport: of.into(), worker_address: vec![], rkey: vec![], base: 0, bytes: 0 }
+    let shard = ShardDescriptor { worker_address: vec![], rkey: vec![], base: 0, bytes: 0 };
+    Descriptor { transport: of.into(), shards: vec![shard.clone(), shard] }
 }
 
 /// Delivers a message to the state and returns the effects.
@@ -275,7 +276,7 @@ fn a_listener_sends_welcome_and_a_dialler_connects() {
     );
     let lane = "tcp/lo".to_owned();
     let named = reached.writes(lane_connected(&lane));
-    let connected = to::transfer(LaneConnected { session, lane });
+    let connected = to::transfer(LaneConnected { session, lane, shards: 2 });
     assert_eq!(connect_lane(&mut state, session), [named, connected], "named before the first put");
     assert_eq!(connect_lane(&mut state, session), [], "a lane connects once");
     assert_eq!(state.counts(), LinkCounts { opened: 2, ..LinkCounts::default() });

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use connector::frame::PageOwner;
 use connector::page_hash::PageSeed;
 use connector::ring::{CreditNumber, SpendLedger};
+use connector::shards::Lanes;
 use connector::transport::Ticket;
 use engine::PageId;
 
@@ -64,20 +65,61 @@ pub(super) enum PageHash {
 /// A spent credit whose page is not announced yet.
 #[derive(Debug)]
 pub(super) struct Put {
-    /// The ticket of the transport's put. Neighbouring pages that were posted as one put share it.
-    pub(super) ticket: Ticket,
+    /// The tickets of the transport's puts. Neighbouring pages that were posted together share them.
+    pub(super) tickets: Tickets,
     pub(super) credit: CreditNumber,
     pub(super) load: Load,
     pub(super) posted_micros: u64,
-    /// The transport has reported the put's completion.
-    pub(super) done: bool,
+    /// Number of pieces whose completion the transport has not reported.
+    pub(super) left: u32,
     pub(super) hash: PageHash,
 }
 
+/// Consecutive tickets of the puts of a page, or of the flushes, on all lanes of a session, in the order of the lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tickets {
+    pub(super) first: Ticket,
+    pub(super) count: u32,
+}
+
+impl Tickets {
+    /// No operations. No ticket is zero.
+    const NONE: Self = Self { first: Ticket(0), count: 0 };
+
+    pub(super) fn contain(self, ticket: Ticket) -> bool {
+        (self.first.0..self.first.0 + u64::from(self.count)).contains(&ticket.0)
+    }
+
+    /// The ticket of a lane.
+    pub(super) fn of(self, lane: u32) -> Ticket {
+        Ticket(self.first.0 + u64::from(lane))
+    }
+}
+
+/// A flush of all lanes.
+#[derive(Debug)]
+pub(super) struct Flush {
+    pub(super) tickets: Tickets,
+    /// Number of lanes that are not flushed.
+    pub(super) left: u32,
+    /// When all lanes are flushed, the credits below this number are visible.
+    pub(super) below: u64,
+}
+
 impl Put {
+    /// A piece was put, or its put failed.
+    pub(super) fn piece_done(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+
+    /// True when all pieces are put.
+    pub(super) fn is_done(&self) -> bool {
+        self.left == 0
+    }
+
     /// True when neither the transport nor the hash thread reads the source page.
     pub(super) fn is_over(&self) -> bool {
-        self.done && self.hash != PageHash::Pending
+        self.is_done() && self.hash != PageHash::Pending
     }
 
     /// The hash that is announced with the page. A page without an owner is announced without a hash.
@@ -139,8 +181,10 @@ pub(super) struct Session {
     pub(super) puts: VecDeque<Put>,
     /// Credits below this number are flushed.
     pub(super) flushed: u64,
-    /// Flushes in flight in the order of posting. Each makes the credits below its number visible.
-    pub(super) flushes: VecDeque<(Ticket, u64)>,
+    /// Flushes in flight in the order of posting.
+    pub(super) flushes: VecDeque<Flush>,
+    /// The lanes; `None` until they are connected.
+    pub(super) lanes: Option<Lanes>,
     /// When each request's first put was posted.
     pub(super) began: HashMap<RequestId, u64>,
     /// When pages were last announced.
@@ -161,6 +205,7 @@ impl Session {
             puts: VecDeque::new(),
             flushed: 0,
             flushes: VecDeque::new(),
+            lanes: None,
             began: HashMap::new(),
             flushed_micros: 0,
         }
@@ -189,9 +234,10 @@ impl Session {
         }
     }
 
-    /// The lane is connected: the warm-up begins.
-    pub(super) fn connect(&mut self, lane: String) {
+    /// The lanes are connected: the warm-up begins.
+    pub(super) fn connect(&mut self, lane: String, lanes: Lanes) {
         if matches!(self.phase, Phase::Connecting) {
+            self.lanes = Some(lanes);
             let pages = PROBE_PAGES.0.min(self.capacity);
             self.phase = Phase::WarmingUp { lane, pages };
             self.queue_probe(pages);
@@ -247,12 +293,11 @@ impl Session {
         for _ in 0..excess {
             let Some(credit) = self.ring.spend() else { break };
             self.puts.push_back(Put {
-                // No ticket is zero.
-                ticket: Ticket(0),
+                tickets: Tickets::NONE,
                 credit: credit.number,
                 load: Load::Nothing,
                 posted_micros: now_micros,
-                done: true,
+                left: 0,
                 hash: PageHash::NotNeeded,
             });
         }
@@ -275,11 +320,23 @@ impl Session {
     /// the last page that can be posted. At most `most` flushes are in flight.
     pub(super) fn flush_below(&self, pages: usize, most: usize) -> Option<u64> {
         let posted = self.puts.back()?.credit.0 + 1;
-        let covered = self.flushes.back().map_or(0, |flush| flush.1).max(self.flushed);
+        let covered = self.flushes.back().map_or(0, |flush| flush.below).max(self.flushed);
         let is_last = self.ready.is_empty() || self.ring.available() == 0;
         let may = self.may_post() && self.flushes.len() < most;
         let enough = if is_last { 1 } else { pages as u64 };
         (may && posted.saturating_sub(covered) >= enough).then_some(posted)
+    }
+
+    /// A lane has answered a flush. True if this lane was the last one, so that more pages are visible.
+    pub(super) fn lane_flushed(&mut self, index: usize) -> bool {
+        let Some(flush) = self.flushes.get_mut(index) else { return false };
+        flush.left = flush.left.saturating_sub(1);
+        if flush.left > 0 {
+            return false;
+        }
+        self.flushed = self.flushed.max(flush.below);
+        self.flushes.remove(index);
+        true
     }
 
     /// Takes the puts at the front that are complete, hashed and flushed.

@@ -2,11 +2,13 @@ mod failures;
 mod peer;
 
 use connector::page_hash::PageSeed;
-use connector::transport::TransportError;
+use connector::ring::PageIndex;
+use connector::transport::{Command, TransportError, TransportSession};
+use engine::PageId;
 use proptest::prelude::*;
 
 use super::*;
-use crate::effect::{ToHashThread, ToLog, ToPeerLink, ToPrefiller};
+use crate::effect::{ToHashThread, ToLog, ToPeerLink, ToPrefiller, ToTransport};
 use crate::messages::{PagesHashed, PeerLost, RingShared, TransportEvents};
 use peer::Peer;
 
@@ -14,18 +16,22 @@ const S: SessionId = SessionId(1);
 const R: RequestId = RequestId(5);
 const CONFIG: TransferConfig = TransferConfig {
     page_bytes: 100,
+    shards: 1,
     min_gigabytes_per_second: 0.0,
     hashed: true,
     on_device: false,
     pages_in_flight: PAGES_IN_FLIGHT,
 };
 
+/// The numbers of shards of two sides.
+const SHARDS: &[(u32, u32)] = &[(1, 1), (2, 2), (2, 1), (1, 2), (4, 2)];
+
 fn opened(ring_pages: u32, seed: u64) -> SessionOpened {
     SessionOpened { session: S, ring_pages, seed }
 }
 
 fn connected() -> LaneConnected {
-    LaneConnected { session: S, lane: "tcp/lo".into() }
+    LaneConnected { session: S, lane: "tcp/lo".into(), shards: 1 }
 }
 
 fn granted(first: u64, pages: &[u32]) -> CreditsGranted {
@@ -221,13 +227,101 @@ fn pages_are_not_hashed_if_hashing_is_off() {
     assert!(span(put).is_some() && is_flush(flush), "{effects:?}");
 }
 
+/// The lane, source offset, target offset and length of each put in `effects`.
+fn pieces(effects: &[Effect]) -> Vec<(u32, u64, u64, u64)> {
+    let piece = |effect: &Effect| match effect {
+        Effect::Transport(ToTransport::Command(Command::Put {
+            lane,
+            local_offset,
+            remote_offset,
+            bytes,
+            ..
+        })) => Some((*lane, *local_offset, *remote_offset, *bytes)),
+        _ => None,
+    };
+    effects.iter().filter_map(piece).collect()
+}
+
+#[test]
+fn a_page_is_put_in_pieces_where_either_side_divides_it() {
+    for (local, remote, expect) in [
+        (1, 1, vec![(0, 300, 0, 100)]),
+        (2, 2, vec![(0, 150, 0, 50), (1, 150, 0, 50)]),
+        // The sender's shard is the whole page, and the receiver's is one half.
+        (1, 2, vec![(0, 300, 0, 50), (1, 350, 0, 50)]),
+        (2, 1, vec![(0, 150, 0, 50), (1, 150, 50, 50)]),
+    ] {
+        let mut peer = Peer::probed_in_shards(1, 1, (local, remote));
+        peer.grant();
+        let effects = peer.state.on(9, scheduled(0, [3]).into());
+        assert_eq!(pieces(&effects), expect, "{local} to {remote}");
+        let lanes = local.max(remote) as usize;
+        assert_eq!(effects.iter().filter(|effect| is_flush(effect)).count(), lanes, "{local} to {remote}");
+    }
+}
+
+#[test]
+fn neighbours_share_their_puts_where_both_sides_have_neighbours() {
+    for (shards, expect) in [
+        ((2, 2), vec![(0, 150, 0, 150), (1, 150, 0, 150), (0, 450, 150, 50), (1, 450, 150, 50)]),
+        // The halves of neighbouring pages are no neighbours in a pool of whole pages.
+        (
+            (1, 2),
+            (0..3)
+                .flat_map(|n| [0, 1].map(|half| (half as u32, 300 + 100 * n + 50 * half, 50 * n, 50)))
+                .collect(),
+        ),
+    ] {
+        let mut peer = Peer::with_sixteen_neighbours_in_shards(4, shards);
+        let pages = if shards.0 == 2 { vec![3, 4, 5, 9] } else { vec![3, 4, 5] };
+        let effects = peer.state.on(9, scheduled(0, pages).into());
+        assert_eq!(pieces(&effects), expect, "{shards:?}");
+    }
+}
+
+#[test]
+fn a_page_is_announced_after_its_last_piece_and_its_last_flush() {
+    let mut peer = Peer::probed_in_shards(4, 1, (2, 2));
+    peer.grant();
+    peer.schedule(0, 2);
+    assert_eq!((peer.puts.len(), peer.flushes.len()), (4, 2), "one of each on each lane");
+    peer.flush();
+    for _ in 0..4 {
+        peer.complete(0, Ok(()));
+    }
+    assert_eq!(peer.filled, [], "the second lane is not flushed");
+    peer.flush();
+    assert_eq!(peer.filled, [(Some(PageOwner { request: R.0, first_page: 0 }), 2)]);
+
+    let mut peer = Peer::probed_in_shards(4, 1, (1, 2));
+    peer.grant();
+    peer.schedule(0, 1);
+    peer.flush();
+    peer.flush();
+    peer.complete(1, Ok(()));
+    assert_eq!(peer.filled, [], "the first piece is in flight");
+    assert_eq!(peer.state.on_cancel(S, R), [], "the transport reads the first piece");
+    peer.complete(0, Ok(()));
+    assert_eq!((peer.drained, &peer.filled[..]), (1, &[(None, 1)][..]));
+}
+
+#[test]
+fn a_receiver_whose_shards_do_not_fit_ends_the_session() {
+    let mut state = TransferState::new(TransferConfig { shards: 2, ..CONFIG });
+    assert_eq!(state.on(0, opened(4, 1).into()), []);
+    let effects = state.on(0, LaneConnected { shards: 3, ..connected() }.into());
+    let reason = broken(&effects).expect("the session is broken");
+    assert!(reason.starts_with("one side has 2 shards of a page and the other side 3"), "{reason}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     /// Every page is announced once, in order of credits, for every ring, order of completions and size of chunks.
     #[test]
-    fn every_page_arrives(ring in 1..24u32, run_pages in 1..9usize, chunks in proptest::collection::vec(1..6u32, 1..8), order in any::<u64>()) {
-        let mut peer = Peer::probed_with_runs(ring, run_pages);
+    fn every_page_arrives(ring in 1..24u32, run_pages in 1..9usize, shards in proptest::sample::select(SHARDS), chunks in proptest::collection::vec(1..6u32, 1..8), order in any::<u64>()) {
+        let mut peer = Peer::probed_in_shards(ring, run_pages, shards);
+        let lanes = shards.0.max(shards.1);
         let total: u32 = chunks.iter().sum();
         let mut at = 0;
         let mut random = order;
@@ -238,7 +332,7 @@ proptest! {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
             peer.complete((random >> 33) as usize, Ok(()));
         }
-        for _ in 0..4 * total + 4 {
+        for _ in 0..4 * total * lanes + 4 {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
             peer.grant();
             peer.complete((random >> 33) as usize, Ok(()));

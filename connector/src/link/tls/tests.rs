@@ -12,7 +12,7 @@ use super::super::{FrameReader, FrameWriter};
 use super::*;
 use crate::frame::{Capabilities, Frame, Hello, Incarnation, KvShape, Versions, Welcome};
 use crate::link::{Link, nonce};
-use crate::transport::Descriptor;
+use crate::transport::{Descriptor, ShardDescriptor};
 
 /// An authority that signs certificates.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -72,6 +72,7 @@ fn shape() -> KvShape {
         scale: "1".into(),
         page_bytes: 4096,
         page_hash: true,
+        shards: 1,
     }
 }
 
@@ -96,8 +97,8 @@ fn hello() -> Hello {
 }
 
 fn welcome() -> Welcome {
-    let descriptor =
-        Descriptor { transport: "t".into(), worker_address: vec![1], rkey: vec![2], base: 0, bytes: 8192 };
+    let shard = ShardDescriptor { worker_address: vec![1], rkey: vec![2], base: 0, bytes: 8192 };
+    let descriptor = Descriptor { transport: "t".into(), shards: vec![shard] };
     Welcome { incarnation: incarnation(2), shape: shape(), descriptor, ring_pages: 2, proof: None }
 }
 

@@ -9,8 +9,9 @@ use crate::log::LogLine;
 pub(super) struct Peer {
     pub(super) state: TransferState,
     pub(super) ring: connector::ring::GrantLedger,
-    /// Granted pages that are not the target of a put yet, in the order of their credits.
-    targets: VecDeque<u32>,
+    lanes: Lanes,
+    /// By lane: granted pages that are not the target of a put yet, in the order of their credits.
+    targets: Vec<VecDeque<u32>>,
     pub(super) puts: Vec<Ticket>,
     pub(super) flushes: Vec<Ticket>,
     pub(super) filled: Vec<(Option<PageOwner>, u32)>,
@@ -21,6 +22,8 @@ pub(super) struct Peer {
     pub(super) most_in_flight: usize,
     /// Pages of each put, by its ticket.
     pub(super) pages: HashMap<Ticket, usize>,
+    /// The lane of each put.
+    lane_of: HashMap<Ticket, u32>,
     /// Pages of the longest put so far.
     pub(super) longest_run: usize,
     /// Hashes arrive when the test calls [`hash`](Self::hash), not at once.
@@ -30,15 +33,19 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(ring_pages: u32) -> Self {
-        Self::with_runs(ring_pages, 1)
+        Self::in_shards(ring_pages, 1, (1, 1))
     }
 
-    pub(super) fn with_runs(ring_pages: u32, run_pages: usize) -> Self {
+    /// A peer whose pages have `shards.1` shards, of a sender whose pages have `shards.0`.
+    fn in_shards(ring_pages: u32, run_pages: usize, shards: (u32, u32)) -> Self {
+        let lanes = Lanes::between(shards.0, shards.1).expect("they fit");
+        let config = TransferConfig { shards: shards.0, ..CONFIG };
         let ring = connector::ring::GrantLedger::new(NonZeroU32::new(ring_pages).expect("at least one"));
         let mut peer = Self {
-            state: TransferState { run_pages, ..TransferState::new(CONFIG) },
+            state: TransferState { run_pages, ..TransferState::new(config) },
             ring,
-            targets: VecDeque::new(),
+            lanes,
+            targets: vec![VecDeque::new(); lanes.count() as usize],
             puts: Vec::new(),
             flushes: Vec::new(),
             filled: Vec::new(),
@@ -48,22 +55,23 @@ impl Peer {
             broken: Vec::new(),
             most_in_flight: 0,
             pages: HashMap::new(),
+            lane_of: HashMap::new(),
             longest_run: 0,
             hashes_late: false,
             hashes: Vec::new(),
         };
         peer.hear(0, opened(ring_pages, 77));
-        peer.hear(0, connected());
+        peer.hear(0, LaneConnected { shards: shards.1, ..connected() });
         peer
     }
 
     /// A peer whose start-up measurement is over.
     pub(super) fn probed(ring_pages: u32) -> Self {
-        Self::probed_with_runs(ring_pages, 1)
+        Self::probed_in_shards(ring_pages, 1, (1, 1))
     }
 
-    pub(super) fn probed_with_runs(ring_pages: u32, run_pages: usize) -> Self {
-        let mut peer = Self::with_runs(ring_pages, run_pages);
+    pub(super) fn probed_in_shards(ring_pages: u32, run_pages: usize, shards: (u32, u32)) -> Self {
+        let mut peer = Self::in_shards(ring_pages, run_pages, shards);
         while !peer.measured {
             peer.turn();
         }
@@ -99,21 +107,39 @@ impl Peer {
                 other => panic!("{other:?}"),
             }
         }
-        let in_flight = self.puts.iter().map(|ticket| self.pages[ticket]).sum();
-        self.most_in_flight = self.most_in_flight.max(in_flight);
+        // A page may be in flight on some of its lanes.
+        let in_flight = |lane| {
+            let on_lane = self.puts.iter().filter(|ticket| self.lane_of[*ticket] == lane);
+            on_lane.map(|ticket| self.pages[ticket]).sum()
+        };
+        let most = (0..self.lanes.count()).map(in_flight).max();
+        self.most_in_flight = self.most_in_flight.max(most.unwrap_or_default());
     }
 
     /// Takes a put or flush. Returns the pages that are put.
     fn submit(&mut self, command: Command) -> Vec<PageId> {
         match command {
-            Command::Put { session, ticket, local_offset, remote_offset, bytes } => {
-                assert_eq!((session, local_offset % 100, bytes % 100), (TransportSession(S.0), 0, 0));
-                let (first, pages) = ((local_offset / 100) as u32, (bytes / 100) as usize);
-                let targets: Vec<u64> = self.targets.drain(..pages).map(u64::from).collect();
-                let span: Vec<u64> = (0..pages as u64).map(|n| remote_offset / 100 + n).collect();
-                assert_eq!((span, remote_offset % 100), (targets, 0), "each page goes under its own credit");
+            Command::Put { session, ticket, lane, local_offset, remote_offset, bytes } => {
+                let piece = 100 / u64::from(self.lanes.count());
+                assert_eq!((session, bytes % piece), (TransportSession(S.0), 0));
+                let pages = (bytes / piece) as usize;
+                let targets: Vec<u32> = self.targets[lane as usize].drain(..pages).collect();
+                // The first page of the put is the one whose piece begins there.
+                let starts = |page: &u32| self.piece(lane, *page, targets[0]).local_offset == local_offset;
+                let first = (0..64).find(starts).expect("a piece of this lane begins there");
+                for (n, into) in (0..).zip(targets) {
+                    let at = u64::from(n) * piece;
+                    let piece = self.piece(lane, first + n, into);
+                    let offsets = (piece.local_offset, piece.remote_offset);
+                    assert_eq!(
+                        offsets,
+                        (local_offset + at, remote_offset + at),
+                        "each page goes under its own credit"
+                    );
+                }
                 self.longest_run = self.longest_run.max(pages);
                 self.pages.insert(ticket, pages);
+                self.lane_of.insert(ticket, lane);
                 self.puts.push(ticket);
                 (first..).map(PageId).take(pages).collect()
             }
@@ -123,6 +149,10 @@ impl Peer {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    fn piece(&self, lane: u32, page: u32, into: u32) -> connector::shards::Piece {
+        self.lanes.pieces(100, page, into).nth(lane as usize).expect("there is such a lane")
     }
 
     fn ask_for_hash(&mut self, page: PageToHash) {
@@ -156,7 +186,7 @@ impl Peer {
         for page in &pages {
             self.ring.grant(PageIndex(*page)).expect("there is room");
         }
-        self.targets.extend(&pages);
+        self.targets.iter_mut().for_each(|targets| targets.extend(&pages));
         self.hear(1, granted(first, &pages));
     }
 
@@ -194,7 +224,11 @@ impl Peer {
 
     /// A peer with nothing in flight and sixteen free credits for neighbouring pages.
     pub(super) fn with_sixteen_neighbours(run_pages: usize) -> Self {
-        let mut peer = Self::probed_with_runs(16, run_pages);
+        Self::with_sixteen_neighbours_in_shards(run_pages, (1, 1))
+    }
+
+    pub(super) fn with_sixteen_neighbours_in_shards(run_pages: usize, shards: (u32, u32)) -> Self {
+        let mut peer = Self::probed_in_shards(16, run_pages, shards);
         peer.grant();
         // This spends the credits that were granted one at a time.
         peer.schedule(0, 16);
