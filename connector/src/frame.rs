@@ -16,7 +16,7 @@ use common::splitmix::mix;
 use serde::{Deserialize, Serialize};
 
 use crate::ring::{CreditNumber, PageIndex};
-use crate::shards::{Lanes, ShardError, divide};
+use crate::shards::{Lanes, ShardError, check_division};
 use crate::transport::Descriptor;
 use crate::wire;
 pub use prefill::{
@@ -151,19 +151,22 @@ pub enum Incompatible {
         /// The peer's value.
         theirs: String,
     },
-    /// The two sides cannot divide a page as they do, or one side breaks its own division.
+    /// The numbers of shards do not fit each other, the KV heads or the page size.
     #[error(transparent)]
     Shards(#[from] ShardError),
     /// The listener's list of regions does not have one region for each shard.
     #[error(
-        "peer sent {regions} memory regions of equal size for {shards} shards of a page; run the same build on both sides"
+        "peer sent {regions} memory regions for {shards} shards of a page; run the same build on both sides"
     )]
     Regions {
-        /// Number of regions as large as the first one.
+        /// Number of regions in the list.
         regions: usize,
         /// Number of shards in the peer's shape.
         shards: u32,
     },
+    /// The listener's regions are not all of one size.
+    #[error("peer's memory regions differ in size; run the same build on both sides")]
+    RegionSizes,
     /// The peer's proof of the secret is missing or wrong.
     #[error("peer does not know our link.secret; set the same link.secret on both sides")]
     Secret,
@@ -186,7 +189,7 @@ impl Incompatible {
             Self::Model { .. } => "model",
             Self::Page { .. } => "page",
             Self::Shards(error) => error.kind(),
-            Self::Regions { .. } => "regions",
+            Self::Regions { .. } | Self::RegionSizes => "regions",
             Self::Secret => "secret",
         }
     }
@@ -219,7 +222,7 @@ impl KvShape {
         page("number of KV heads", "--model", &self.kv_heads, &theirs.kv_heads)?;
         page("head size", "--model", &self.head_dim, &theirs.head_dim)?;
         for shards in [self.shards, theirs.shards] {
-            divide(self.page_bytes, self.kv_heads, shards)?;
+            check_division(self.page_bytes, self.kv_heads, shards)?;
         }
         Lanes::between(self.shards, theirs.shards)?;
         page(PAGE_SIZE, "engine.page_tokens", &self.page_bytes, &theirs.page_bytes)?;
@@ -229,12 +232,14 @@ impl KvShape {
     /// Checks the listener's regions: one for each shard, all of one size.
     ///
     /// # Errors
-    /// [`Incompatible::Regions`].
+    /// [`Incompatible::Regions`] or [`Incompatible::RegionSizes`].
     pub fn has_regions(&self, descriptor: &Descriptor) -> Result<(), Incompatible> {
-        let first = descriptor.shards.first().map(|shard| shard.bytes);
-        let regions = descriptor.shards.iter().filter(|shard| Some(shard.bytes) == first).count();
-        let all = regions == descriptor.shards.len() && regions == self.shards as usize;
-        if all { Ok(()) } else { Err(Incompatible::Regions { regions, shards: self.shards }) }
+        let (regions, shards) = (descriptor.shards.len(), self.shards);
+        if regions != shards as usize {
+            return Err(Incompatible::Regions { regions, shards });
+        }
+        let differ = descriptor.shards.windows(2).any(|pair| pair[0].bytes != pair[1].bytes);
+        if differ { Err(Incompatible::RegionSizes) } else { Ok(()) }
     }
 }
 

@@ -15,7 +15,7 @@
 
 use crate::transport::{Descriptor, TransportError};
 
-/// Maximum number of shards of a page. The largest descriptors of so many shards take half of a message.
+/// Maximum number of shards of a page. The largest descriptors of this many shards take half of a message.
 pub const SHARDS_MAX: u32 = 16;
 /// A shard is a multiple of this many bytes, so that no segment of the [page hash](crate::page_hash) lies in two shards.
 pub const SHARD_ALIGNMENT: u64 = crate::page_hash::SEGMENT as u64;
@@ -29,12 +29,12 @@ pub enum ShardError {
     Count(u32),
     /// A shard of one side would not consist of whole shards of the other side.
     #[error(
-        "one side has {0} shards of a page and the other side {1}; run both sides on numbers of GPUs of which one divides the other"
+        "one side has {0} shards of a page and the other side {1}; run one side on a number of GPUs that divides the other's"
     )]
-    Grids(u32, u32),
+    Ratio(u32, u32),
     /// The shards would have different numbers of heads.
     #[error(
-        "{kv_heads} KV heads cannot be divided among {shards} shards of a page; run on a number of GPUs that divides {kv_heads}"
+        "{kv_heads} KV heads cannot be divided among {shards} shards of a page; run the side with {shards} shards on a number of GPUs that divides {kv_heads}"
     )]
     Heads {
         /// KV heads in the page.
@@ -44,7 +44,7 @@ pub enum ShardError {
     },
     /// A segment of the page hash would lie in two shards.
     #[error(
-        "a shard would have {bytes} bytes, which is no multiple of {SHARD_ALIGNMENT}; give both sides the same larger engine.page_tokens"
+        "a shard would have {bytes} bytes, which is no multiple of {SHARD_ALIGNMENT}; raise engine.page_tokens to the same value on both sides"
     )]
     Alignment {
         /// Bytes of one shard.
@@ -57,7 +57,7 @@ impl ShardError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Count(_) => "shard_count",
-            Self::Grids(..) => "shard_grids",
+            Self::Ratio(..) => "shard_ratio",
             Self::Heads { .. } => "shard_heads",
             Self::Alignment { .. } => "shard_alignment",
         }
@@ -67,16 +67,16 @@ impl ShardError {
 /// Checks that a page of `page_bytes` bytes and `kv_heads` heads can be divided into `shards` shards.
 ///
 /// ```
-/// use connector::shards::divide;
+/// use connector::shards::check_division;
 ///
-/// assert!(divide(8 << 20, 8, 4).is_ok());
-/// let error = divide(8 << 20, 3, 2).unwrap_err().to_string();
-/// assert_eq!(error, "3 KV heads cannot be divided among 2 shards of a page; run on a number of GPUs that divides 3");
+/// assert!(check_division(8 << 20, 8, 4).is_ok());
+/// let error = check_division(8 << 20, 3, 2).unwrap_err().to_string();
+/// assert_eq!(error, "3 KV heads cannot be divided among 2 shards of a page; run the side with 2 shards on a number of GPUs that divides 3");
 /// ```
 ///
 /// # Errors
 /// [`ShardError::Count`], [`ShardError::Heads`] or [`ShardError::Alignment`].
-pub fn divide(page_bytes: u64, kv_heads: u32, shards: u32) -> Result<(), ShardError> {
+pub fn check_division(page_bytes: u64, kv_heads: u32, shards: u32) -> Result<(), ShardError> {
     if !(1..=SHARDS_MAX).contains(&shards) {
         return Err(ShardError::Count(shards));
     }
@@ -124,7 +124,7 @@ impl Lanes {
     /// The lanes between a side with `local` shards and a side with `remote` shards.
     ///
     /// # Errors
-    /// [`ShardError::Count`]; [`ShardError::Grids`] if neither number divides the other.
+    /// [`ShardError::Count`]; [`ShardError::Ratio`] if neither number divides the other.
     pub fn between(local: u32, remote: u32) -> Result<Self, ShardError> {
         for shards in [local, remote] {
             if !(1..=SHARDS_MAX).contains(&shards) {
@@ -132,7 +132,7 @@ impl Lanes {
             }
         }
         let fits = local.is_multiple_of(remote) || remote.is_multiple_of(local);
-        if fits { Ok(Self { local, remote }) } else { Err(ShardError::Grids(local, remote)) }
+        if fits { Ok(Self { local, remote }) } else { Err(ShardError::Ratio(local, remote)) }
     }
 
     /// The lanes from a node with `regions` regions to the peer of this descriptor.
@@ -183,8 +183,8 @@ mod tests {
         {
             assert_eq!(Lanes::between(local, remote).map(Lanes::count), Ok(lanes));
         }
-        assert_eq!(Lanes::between(2, 3), Err(ShardError::Grids(2, 3)));
-        assert_eq!(Lanes::between(4, 6), Err(ShardError::Grids(4, 6)));
+        assert_eq!(Lanes::between(2, 3), Err(ShardError::Ratio(2, 3)));
+        assert_eq!(Lanes::between(4, 6), Err(ShardError::Ratio(4, 6)));
         assert_eq!(Lanes::between(0, 1), Err(ShardError::Count(0)));
         assert_eq!(Lanes::between(1, SHARDS_MAX + 1), Err(ShardError::Count(SHARDS_MAX + 1)));
     }
@@ -192,7 +192,11 @@ mod tests {
     #[test]
     fn a_page_is_divided_at_heads_and_at_segments() {
         let check = |page_bytes, kv_heads, shards, expect: Result<(), ShardError>| {
-            assert_eq!(divide(page_bytes, kv_heads, shards), expect, "{page_bytes} {kv_heads} {shards}");
+            assert_eq!(
+                check_division(page_bytes, kv_heads, shards),
+                expect,
+                "{page_bytes} {kv_heads} {shards}"
+            );
         };
         check(8 << 20, 8, 8, Ok(()));
         check(737_280, 3, 1, Ok(()));

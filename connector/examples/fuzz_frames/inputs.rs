@@ -119,7 +119,7 @@ pub(crate) fn hello(random: &mut Random) -> Hello {
     }
 }
 
-/// A node with so many regions, all of one size.
+/// A node with regions of one size.
 pub(crate) fn descriptor(random: &mut Random, shards: usize) -> Descriptor {
     let bytes = random.next();
     let shard = |random: &mut Random| ShardDescriptor {

@@ -55,7 +55,7 @@ impl Side {
         Self::start_shards(kind, 1, bytes)
     }
 
-    /// A side with so many regions of `bytes` bytes each.
+    /// A side with `shards` regions of `bytes` bytes each.
     pub(crate) fn start_shards(kind: Kind, shards: usize, bytes: usize) -> Self {
         let regions: Vec<Region> = (0..shards).map(|_| Region::host(bytes)).collect();
         let (send, events) = channel();
