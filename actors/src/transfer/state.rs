@@ -67,7 +67,7 @@ pub struct TransferConfig {
     pub hashed: bool,
     /// Pages are in device memory: neighbouring pages go as one put.
     pub on_device: bool,
-    /// Maximum number of pages in flight per session; at least one.
+    /// Maximum number of pages in flight per session; at least one. A page of several pieces counts once for each.
     pub pages_in_flight: usize,
 }
 

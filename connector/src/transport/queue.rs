@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
-/// Puts and flushes are accepted while fewer than this many commands are outstanding. That allows 128 puts in each of eight sessions.
+/// Puts and flushes are accepted while fewer than this many commands are outstanding. A session of the transfer actor has at most 32
+/// outstanding, for any number of lanes.
 pub(crate) const OPERATIONS_MAX: usize = 1024;
 /// Additional room for `Open`, `Connect` and `Close`, so that a session whose puts are stuck can still be closed.
 const CONTROL_MAX: usize = 64;

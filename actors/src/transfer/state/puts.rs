@@ -25,8 +25,10 @@ impl TransferState {
         loop {
             let next = self.tickets(lanes);
             let Some(live) = self.sessions.get_mut(&session) else { return effects };
-            // Twice the flushes that the pages in flight need, because the last flush of a request may cover few pages.
-            let most = 2 * self.config.pages_in_flight.div_ceil(FLUSH_PAGES);
+            // Twice the flushes that the pages in flight need, because the last flush of a request may cover few pages. Many lanes have fewer flushes each, so
+            // that no peer's number of shards makes a session take more of the transport's queue.
+            let most =
+                (2 * self.config.pages_in_flight.div_ceil(FLUSH_PAGES) / lanes.count() as usize).max(1);
             // At least `run_pages`, so that a flush does not divide a run.
             if let Some(below) = live.flush_below(self.run_pages.max(FLUSH_PAGES), most) {
                 live.flushes.push_back(Flush { tickets: next, left: lanes.count(), below });
@@ -35,8 +37,10 @@ impl TransferState {
                 effects.extend((0..lanes.count()).map(flush));
                 continue;
             }
-            let in_flight = live.puts.iter().filter(|put| !put.is_done()).count();
-            if !live.may_post() || in_flight >= self.config.pages_in_flight || live.ready.is_empty() {
+            // In pieces, for the same reason. One page may always be in flight.
+            let in_flight: usize = live.puts.iter().map(|put| put.left as usize).sum();
+            let is_full = in_flight > 0 && in_flight + lanes.count() as usize > self.config.pages_in_flight;
+            if !live.may_post() || is_full || live.ready.is_empty() {
                 break;
             }
             let Some(credit) = live.ring.spend() else { break };

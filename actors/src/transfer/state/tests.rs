@@ -260,6 +260,19 @@ fn a_page_is_put_in_pieces_where_either_side_divides_it() {
     }
 }
 
+/// A peer's number of shards does not decide how much of the transport's queue a session takes.
+#[test]
+fn a_session_has_as_many_operations_in_flight_with_many_lanes() {
+    for lanes in [1, 4, 16] {
+        let mut peer = Peer::probed_in_shards(64, 1, (1, lanes));
+        peer.grant();
+        peer.schedule(0, 64);
+        let most = PAGES_IN_FLIGHT.max(lanes as usize);
+        assert_eq!(peer.puts.len(), most, "{lanes} lanes");
+        assert!(peer.flushes.len() <= most, "{lanes} lanes: {} flushes", peer.flushes.len());
+    }
+}
+
 #[test]
 fn neighbours_share_their_puts_where_both_sides_have_neighbours() {
     for (shards, expect) in [
